@@ -1,0 +1,60 @@
+"""What an attention is: `mha`, `gqa`, `mla` and `linear`, in plain PyTorch."""
+
+import inspect
+
+from espnet_mla.attention.base import POSITIONS, Attention
+from espnet_mla.attention.cache import Cache, FrameCache, RunningState
+from espnet_mla.attention.gqa import GQA, MHA
+from espnet_mla.attention.linear import Linear
+from espnet_mla.attention.mla import MLA
+
+ATTENTIONS: dict[str, type[Attention]] = {"mha": MHA, "gqa": GQA, "mla": MLA, "linear": Linear}
+
+# Sizes that the model around an attention decides.
+_SHARED = ("d_model", "num_heads", "position", "dropout_rate")
+
+
+def attention_options(kind: str) -> dict[str, object]:
+    """The keys of `attention_conf` that this choice has, each with its default."""
+    parameters = inspect.signature(ATTENTIONS[kind].__init__).parameters.values()
+    own = (p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _SHARED)
+    return {parameter.name: parameter.default for parameter in own}
+
+
+def build_attention(
+    kind: str, conf: dict, *, d_model: int, num_heads: int, position: str, dropout_rate: float
+) -> Attention:
+    """Build one attention module.
+
+    Args:
+        kind: a key of `ATTENTIONS`.
+        conf: options of that choice, see `attention_options`.
+        Others as in `Attention`.
+
+    Raises:
+        ValueError: the kind or a key of `conf` is unknown, or a size can't work.
+    """
+    if kind not in ATTENTIONS:
+        raise ValueError(f"unknown attention {kind!r}: it must be one of {', '.join(ATTENTIONS)}")
+    options = attention_options(kind)
+    for key, value in conf.items():
+        if key not in options:
+            valid = ", ".join(options) or "none at all"
+            raise ValueError(f"attention_conf: {key}: {value} is not an option of {kind}; its options: {valid}")
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise ValueError(f"attention_conf: {key}: {value!r} must be a whole number")
+    return ATTENTIONS[kind](
+        d_model=d_model, num_heads=num_heads, position=position, dropout_rate=dropout_rate, **conf
+    )
+
+
+__all__ = [
+    "ATTENTIONS",
+    "POSITIONS",
+    "Attention",
+    "Cache",
+    "FrameCache",
+    "RunningState",
+    "attention_options",
+    "build_attention",
+]

@@ -1,0 +1,73 @@
+"""Linear attention: a kernel instead of the softmax, so that the past fits into a state of fixed size."""
+
+import torch
+from torch import Tensor, nn
+
+from espnet_mla.attention.base import Attention, window_positions
+from espnet_mla.attention.cache import RunningState
+from espnet_mla.attention.positions import rotate
+
+
+def feature_map(x: Tensor) -> Tensor:
+    """phi(x) = elu(x) + 1 (Katharopoulos et al. 2020, eq. 7), positive."""
+    return nn.functional.elu(x) + 1
+
+
+class Linear(Attention):
+    """Linear attention (Katharopoulos et al. 2020, arXiv 2006.16236, eq. 5).
+
+    out_i = phi(q_i)^T sum_j phi(k_j) v_j^T / (phi(q_i)^T sum_j phi(k_j)), padding being left out of both sums. With rope
+    phi(q_i) and phi(k_j) of the numerator are rotated (Su et al. 2021, eq. 19), the denominator stays positive.
+    Relative positions can't be had: they are added to a score matrix, which is never made here.
+
+    Raises:
+        ValueError: a size does not divide, or `position` is rel_pos.
+    """
+
+    positions = ("rope", "abs_pos", "scaled_abs_pos")
+
+    def __init__(self, **sizes):
+        super().__init__(**sizes)
+        if self.position == "rope" and self.d_head % 2:
+            raise ValueError(f"rope needs an even head size, but output_size / attention_heads is {self.d_head}")
+        self.linear_q = nn.Linear(self.d_model, self.d_model)
+        self.linear_k = nn.Linear(self.d_model, self.d_model)
+        self.linear_v = nn.Linear(self.d_model, self.d_model)
+        self.linear_out = nn.Linear(self.d_model, self.d_model)
+        # The field drops attention weights; here there are none to drop, so what they would have made is dropped.
+        self.dropout = nn.Dropout(self.dropout_rate)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, self.d_head)).transpose(1, 2)  # (b, h, t, d_head)
+
+    def project_kv(self, x: Tensor, mask: Tensor | None = None) -> RunningState:
+        if mask is not None and mask.shape[1] != 1:
+            raise ValueError(
+                f"linear attention sums over frames once for all queries: its mask is (batch, 1, time), "
+                f"not {tuple(mask.shape)}"
+            )
+        # Sums over thousands of frames: float32 whatever autocast says.
+        k = feature_map(self._heads(self.linear_k(x)).float())
+        v = self._heads(self.linear_v(x)).float()
+        if mask is not None:
+            k = k * mask.unsqueeze(-1).to(k.dtype)  # (b, 1, t, 1)
+        denominator = k.sum(dim=-2)
+        rotated = self.position == "rope"
+        if rotated:
+            _, at_k = window_positions(0, x.shape[1], x.device)
+            k = rotate(k, at_k - (x.shape[1] - 1))
+        with torch.autocast(x.device.type, enabled=False):
+            numerator = k.transpose(-1, -2) @ v
+        return RunningState(numerator, denominator, x.shape[1], rotated)
+
+    def attend(self, query: Tensor, kv: RunningState, position: Tensor | None, mask: Tensor | None) -> Tensor:
+        """As in `Attention`; `mask` was spent when the state was made."""
+        q = feature_map(self._heads(self.linear_q(query)).float())
+        with torch.autocast(query.device.type, enabled=False):
+            total = (q * kv.denominator.unsqueeze(-2)).sum(dim=-1, keepdim=True)  # (b, h, t_q, 1)
+            if kv.rotated:
+                at_q, _ = window_positions(query.shape[1], len(kv), query.device)
+                q = rotate(q, at_q - (len(kv) - 1))
+            # An utterance without a real frame has a total of 0, and gets zeros.
+            out = (q @ kv.numerator) / total.clamp_min(torch.finfo(total.dtype).tiny)
+        return self.linear_out(self.dropout(out).to(query.dtype).transpose(1, 2).flatten(-2))

@@ -1,0 +1,145 @@
+"""Multi-head latent attention: one small vector a frame stands for the keys and values of all heads."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from espnet_mla.attention.base import SoftmaxAttention, rotate_window
+from espnet_mla.attention.cache import FrameCache
+
+
+class MLA(SoftmaxAttention):
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1 and appendix C).
+
+    ::
+
+        c_j = W_dkv x_j                                    kept: kv_lora_rank numbers                  (eq. 9)
+        k_j = W_uk c_j,  v_j = W_uv c_j                    all heads, made anew from c_j               (eq. 10, 11)
+        kr_j = rope(W_kr x_j)                              with rope only: one key for all heads       (eq. 15)
+        score = (q_i . k_j + qr_i . kr_j) / sqrt(qk_nope_head_dim + qk_rope_head_dim)                  (eq. 18)
+
+    With relative positions the score is that of `SoftmaxAttention`, its key k_j carrying no position, so nothing but
+    c_j is kept. The paper normalises c_j (RMSNorm); here it stays as it is, so that an MHA layer becomes this one
+    exactly by factorising [W_k; W_v].
+
+    Both ways to compute it are here, and agree to rounding: expanded makes k and v and attends to them; absorbed carries
+    the query into the latent space, q_i W_uk, and applies W_uv to the weighted sum of latents (the paper's section
+    2.1.2, last paragraph). The cheaper one is chosen by counting multiplications.
+
+    Args:
+        kv_lora_rank: size of c_j.
+        q_lora_rank: size of the queries' latent, or None for plain queries (eq. 12, 13).
+        qk_nope_head_dim: size of a head's q and k without position; default d_head, less qk_rope_head_dim with rope.
+        qk_rope_head_dim: with rope, the size of kr_j; default d_head / 2.
+        v_head_dim: size of a head's v; default d_head.
+        Others as in `Attention`.
+
+    Raises:
+        ValueError: a size is not positive, does not fit, or is given for a position kind that has no such part.
+    """
+
+    def __init__(
+        self,
+        *,
+        kv_lora_rank: int = 64,
+        q_lora_rank: int | None = None,
+        qk_nope_head_dim: int | None = None,
+        qk_rope_head_dim: int | None = None,
+        v_head_dim: int | None = None,
+        **sizes,
+    ):
+        super().__init__(**sizes)
+        rope = self.position == "rope"
+        if qk_rope_head_dim and not rope:
+            raise ValueError(
+                f"qk_rope_head_dim ({qk_rope_head_dim}) needs pos_enc_layer_type: rope, but it is {self.position}"
+            )
+        self.qk_rope_head_dim = (qk_rope_head_dim or self.d_head // 2) if rope else 0
+        self.qk_nope_head_dim = qk_nope_head_dim or self.d_head - self.qk_rope_head_dim
+        self.v_head_dim = v_head_dim or self.d_head
+        self.kv_lora_rank = kv_lora_rank
+        self.q_lora_rank = q_lora_rank
+        self._check_sizes()
+
+        d_query = self.num_heads * (self.qk_nope_head_dim + self.qk_rope_head_dim)
+        if q_lora_rank:
+            self.linear_q_down = nn.Linear(self.d_model, q_lora_rank, bias=False)
+        self.linear_q = nn.Linear(q_lora_rank or self.d_model, d_query)
+        self.linear_kv_down = nn.Linear(self.d_model, kv_lora_rank, bias=False)
+        # No biases: k's adds the same to every score of a row, v's is the same as one of linear_out.
+        self.linear_k_up = nn.Linear(kv_lora_rank, self.num_heads * self.qk_nope_head_dim, bias=False)
+        self.linear_v_up = nn.Linear(kv_lora_rank, self.num_heads * self.v_head_dim, bias=False)
+        if rope:
+            self.linear_k_rope = nn.Linear(self.d_model, self.qk_rope_head_dim, bias=False)
+        self.linear_out = nn.Linear(self.num_heads * self.v_head_dim, self.d_model)
+        if self.position == "rel_pos":
+            self.add_relative_position(self.qk_nope_head_dim)
+
+    def _check_sizes(self) -> None:
+        for key in ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "v_head_dim"):
+            size = getattr(self, key)
+            if size is not None and size < 1:
+                raise ValueError(f"{key} ({size}) must be at least 1")
+        if self.kv_lora_rank > 2 * self.d_model:
+            raise ValueError(
+                f"kv_lora_rank ({self.kv_lora_rank}) is more than keys and values have, 2 output_size "
+                f"({2 * self.d_model}): it must be at most that"
+            )
+        if self.qk_rope_head_dim % 2 or self.qk_rope_head_dim < 0:
+            raise ValueError(f"qk_rope_head_dim ({self.qk_rope_head_dim}) must be even and positive")
+
+    def project_kv(self, x: Tensor, mask: Tensor | None = None) -> FrameCache:
+        latent = self.linear_kv_down(x)
+        if self.position == "rope":
+            return FrameCache((latent, self.linear_k_rope(x)))
+        return FrameCache((latent,))
+
+    def absorbing_is_cheaper(self, time_q: int, time_k: int) -> bool:
+        """Whether the absorbed way takes fewer multiplications for one utterance of these lengths."""
+        rank, d_rope, d_value = self.kv_lora_rank, self.qk_rope_head_dim, self.v_head_dim
+        projections = rank * (self.qk_nope_head_dim + d_value)
+        expanded = time_k * projections + time_q * time_k * (self.qk_nope_head_dim + d_rope + d_value)
+        absorbed = time_q * projections + time_q * time_k * 2 * (rank + d_rope)
+        return absorbed < expanded
+
+    def attend(self, query: Tensor, kv: FrameCache, position: Tensor | None, mask: Tensor | None) -> Tensor:
+        latent = kv.tensors[0]
+        time_q, time_k = query.shape[1], latent.shape[1]
+        if self.q_lora_rank:
+            query = self.linear_q_down(query)
+        q = self.linear_q(query).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (b, h, t_q, d_key)
+        scale = 1 / math.sqrt(q.shape[-1])
+        mask = self.score_mask(q, position, mask, time_k, scale)
+        k_rope = None
+        if self.position == "rel_pos":
+            q = q + self.pos_bias_u.unsqueeze(-2)
+        elif self.position == "rope":
+            q, q_rope = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), dim=-1)
+            q_rope, k_rope = rotate_window(q_rope, kv.tensors[1].unsqueeze(1))
+            q = torch.cat((q, q_rope), dim=-1)
+        way = self._absorbed if self.absorbing_is_cheaper(time_q, time_k) else self._expanded
+        out = way(q, latent, k_rope, mask, scale)  # (b, h, t_q, v_head_dim)
+        return self.linear_out(out.transpose(1, 2).flatten(-2))
+
+    def _expanded(self, q: Tensor, latent: Tensor, k_rope: Tensor | None, mask: Tensor | None, scale: float) -> Tensor:
+        k = self.linear_k_up(latent).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        v = self.linear_v_up(latent).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        if k_rope is not None:
+            k = torch.cat((k, k_rope.to(k.dtype).expand(-1, self.num_heads, -1, -1)), dim=-1)
+        return self.softmax_attention(q, k, v, mask, scale)
+
+    def _absorbed(self, q: Tensor, latent: Tensor, k_rope: Tensor | None, mask: Tensor | None, scale: float) -> Tensor:
+        w_uk = self.linear_k_up.weight.unflatten(0, (self.num_heads, -1))  # (h, qk_nope_head_dim, rank)
+        w_uv = self.linear_v_up.weight.unflatten(0, (self.num_heads, -1))  # (h, v_head_dim, rank)
+        shared = latent.unsqueeze(1)  # one head for all queries: (b, 1, t_k, rank)
+        if k_rope is None:
+            q = q @ w_uk
+        else:
+            q, q_rope = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), dim=-1)
+            q = torch.cat((q @ w_uk, q_rope), dim=-1)
+            shared = torch.cat((shared, k_rope.to(shared.dtype)), dim=-1)
+        # Values are the latents too. The rotary columns ride along, so that keys and values are one tensor of one
+        # width, which the fused kernels want, and are dropped after.
+        summed = self.softmax_attention(q, shared, shared, mask, scale)[..., : self.kv_lora_rank]
+        return summed @ w_uv.transpose(-1, -2)

@@ -1,0 +1,46 @@
+"""Where frames stand: rotary positions, and the score term of ESPnet's relative positions.
+
+Positions are counted inside the window that is attended to: key j of a cache stands at j, and the queries are its last
+frames. Only differences matter, so nothing changes when a stream's old frames are dropped.
+"""
+
+import torch
+from torch import Tensor
+
+ROPE_BASE = 10000.0
+
+
+def rotate(x: Tensor, position: Tensor) -> Tensor:
+    """Turn each pair (i, i + d/2) of x's last axis by its rotary angle (Su et al. 2021, eq. 34, in halves).
+
+    Args:
+        x: (..., time, d), d even.
+        position: (time,) or a scalar, in frames.
+    """
+    half = x.shape[-1] // 2
+    frequency = ROPE_BASE ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    angle = position.to(torch.float32).unsqueeze(-1) * frequency  # (time, d / 2)
+    # In float32 also under autocast: bfloat16 can't tell frame 1000 from frame 1001.
+    cos, sin = angle.cos(), angle.sin()
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).to(x.dtype)
+
+
+def relative_shift(product: Tensor, time_k: int) -> Tensor:
+    """Read the score of query i and key j out of the scores of query i and every distance.
+
+    Transformer-XL (Dai et al. 2019, appendix B) pads and reshapes; here row i is row i of `product` read from
+    time_q - 1 - i on, which is a view: nothing is copied.
+
+    Args:
+        product: (..., time_q, time_q + time_k - 1), for distances from time_k - 1 down to 1 - time_q, contiguous.
+        time_k: the number of keys, of which the queries are the last time_q.
+
+    Returns:
+        (..., time_q, time_k), a view of `product`.
+    """
+    time_q, distances = product.shape[-2:]
+    if time_q == 1:
+        return product
+    flat = product.flatten(-2).narrow(-1, time_q - 1, time_q * (distances - 1))
+    return flat.unflatten(-1, (time_q, distances - 1)).narrow(-1, 0, time_k)

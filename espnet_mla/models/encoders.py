@@ -1,0 +1,197 @@
+"""ESPnet's encoders with the choice of an attention.
+
+Each subclass has ESPnet's constructor build the network with ESPnet's matching attention, and then replaces the
+attention module of every layer. Nothing of an encoder is repeated here.
+"""
+
+import inspect
+import math
+from typing import Any, ClassVar
+
+import torch
+from espnet2.asr.encoder import branchformer_encoder, conformer_encoder, e_branchformer_encoder, transformer_encoder
+from torch import Tensor, nn
+
+from espnet_mla.attention import ATTENTIONS, POSITIONS, build_attention
+
+# What ESPnet has to be told so that its network fits our attention in everything else. A rotary position is the
+# attention's own affair: the embedding in front of the first layer then only scales, see `ScaledInput`.
+_ESPNET_POSITION = {"rel_pos": "rel_pos", "abs_pos": "abs_pos", "scaled_abs_pos": "scaled_abs_pos", "rope": "abs_pos"}
+
+# ESPnet's own attentions. Only used to say what is valid: whatever ESPnet's constructor takes is taken.
+_ESPNET_ATTENTIONS = ("selfattn", "rel_selfattn", "legacy_rel_selfattn", "fast_selfattn")
+
+# Options of ESPnet's own attention that another one would silently ignore.
+_ESPNET_ONLY = ("zero_triu", "qk_norm", "use_sdpa")
+
+
+class ScaledInput(nn.Module):
+    """What ESPnet's position embeddings do besides positions: scale by sqrt(d_model), drop out.
+
+    Args:
+        d_model: size of a frame.
+        dropout_rate: ESPnet's positional_dropout_rate.
+    """
+
+    def __init__(self, d_model: int, dropout_rate: float):
+        super().__init__()
+        self.scale = math.sqrt(d_model)
+        self.dropout = nn.Dropout(dropout_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, time, d_model) -> the same."""
+        return self.dropout(x * self.scale)
+
+
+class AttentionChoice:
+    """Mixed in before one of ESPnet's encoders, adds the choices to that encoder's configuration.
+
+    New values of the encoder's own key (`attention_key`): mha, gqa, mla, linear, with their options in
+    `attention_conf`; a new `pos_enc_layer_type` for them: rope. Every other configuration builds ESPnet's network as it
+    is. With a choice of ours relative positions are ESPnet's latest ones, whatever `rel_pos_type` says.
+
+    Raises:
+        ValueError: an unknown attention or option, a size that can't work, or an option of ESPnet's attention that the
+            chosen one does not have.
+    """
+
+    attention_key: ClassVar[str]
+    position_kinds: ClassVar[tuple[str, ...]] = tuple(_ESPNET_POSITION)
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        # ESPnet lists a configuration's keys and defaults by reading the signature.
+        espnet = inspect.signature(cls.__mro__[2])
+        parameters = dict(espnet.parameters)
+        for key, default in ((cls.attention_key, "selfattn"), ("attention_conf", {})):
+            new = inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default)
+            parameters.setdefault(key, new)
+        cls.__signature__ = espnet.replace(parameters=list(parameters.values()))
+        cls._espnet_keys = frozenset(espnet.parameters)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        given = self.__signature__.bind(*args, **kwargs)
+        given.apply_defaults()
+        conf = dict(given.arguments)
+        kind, attention_conf = conf[self.attention_key], conf.pop("attention_conf") or {}
+        if kind not in ATTENTIONS:
+            self._build_espnet(conf, kind, attention_conf)
+            return
+
+        position = conf["pos_enc_layer_type"]
+        self._check(conf, kind)
+        attentions = [
+            build_attention(
+                kind,
+                attention_conf,
+                d_model=conf["output_size"],
+                num_heads=conf["attention_heads"],
+                position=position,
+                dropout_rate=conf["attention_dropout_rate"],
+            )
+            for _ in range(conf["num_blocks"])
+        ]
+        relative = position == "rel_pos"
+        conf |= {
+            self.attention_key: "rel_selfattn" if relative else "selfattn",
+            "pos_enc_layer_type": _ESPNET_POSITION[position],
+            "rel_pos_type": "latest",
+            "use_flash_attn": False,
+        }
+        super().__init__(**self._espnet_conf(conf))
+        if position in ("rope", "scaled_abs_pos"):
+            self._replace_embedding(position, conf)
+        for layer, attention in zip(self.encoders, attentions, strict=True):
+            slot = "self_attn" if hasattr(layer, "self_attn") else "attn"
+            if getattr(layer, slot) is not None:  # a Branchformer layer may lack its attention branch
+                setattr(layer, slot, attention)
+
+    def _espnet_conf(self, conf: dict) -> dict:
+        return {key: value for key, value in conf.items() if key in self._espnet_keys}
+
+    def _build_espnet(self, conf: dict, kind: str, attention_conf: dict) -> None:
+        if attention_conf:
+            raise ValueError(
+                f"attention_conf: {attention_conf} needs {self.attention_key} to be one of {', '.join(ATTENTIONS)}, "
+                f"but it is {kind}"
+            )
+        if conf["pos_enc_layer_type"] == "rope":  # ESPnet's Transformer would take it for abs_pos
+            raise ValueError(
+                f"pos_enc_layer_type: rope needs {self.attention_key} to be one of {', '.join(ATTENTIONS)}, "
+                f"but it is {kind}"
+            )
+        known = _ESPNET_ATTENTIONS if self.attention_key in self._espnet_keys else ("selfattn",)
+        try:
+            if kind not in known and self.attention_key not in self._espnet_keys:
+                raise ValueError(f"unknown {self.attention_key}")
+            super().__init__(**self._espnet_conf(conf))
+        except (ValueError, AssertionError) as error:
+            if kind in known:
+                raise
+            valid = ", ".join((*ATTENTIONS, *known))
+            raise ValueError(f"{self.attention_key}: {kind!r} is unknown; it must be one of {valid}") from error
+
+    def _check(self, conf: dict, kind: str) -> None:
+        position = conf["pos_enc_layer_type"]
+        if position in POSITIONS and position not in self.position_kinds:
+            valid = ", ".join(k for k in self.position_kinds if k in ATTENTIONS[kind].positions)
+            raise ValueError(
+                f"pos_enc_layer_type: {position} can't be had in this encoder; it must be one of {valid}"
+            )
+        for key in _ESPNET_ONLY:
+            if conf.get(key):
+                raise ValueError(f"{key}: {conf[key]} belongs to ESPnet's own attention: {kind} does not have it")
+
+    def _replace_embedding(self, position: str, conf: dict) -> None:
+        """Put another position embedding where ESPnet's constructor has put one."""
+        size, dropout_rate = conf["output_size"], conf["positional_dropout_rate"]
+        owner, name = _position_embedding(self.embed, conf["input_layer"])
+        old = getattr(owner, name)
+        if position == "rope":
+            setattr(owner, name, ScaledInput(size, dropout_rate))
+        elif type(old) is not conformer_encoder.ScaledPositionalEncoding:
+            setattr(owner, name, conformer_encoder.ScaledPositionalEncoding(size, dropout_rate))
+
+
+def _position_embedding(embed: nn.Module | None, input_layer: Any) -> tuple[nn.Module, str]:
+    """The module and the attribute that hold ESPnet's position embedding."""
+    if hasattr(embed, "pos_enc"):
+        return embed, "pos_enc"
+    if isinstance(embed, nn.Sequential):
+        for name, module in embed.named_children():
+            if hasattr(module, "extend_pe"):
+                return embed, name
+    raise ValueError(f"input_layer: {input_layer} has no position embedding, so pos_enc_layer_type can't be chosen")
+
+
+class ConformerEncoder(AttentionChoice, conformer_encoder.ConformerEncoder):
+    """Conformer (Gulati et al. 2020, arXiv 2005.08100)."""
+
+    attention_key = "selfattention_layer_type"
+
+
+class BranchformerEncoder(AttentionChoice, branchformer_encoder.BranchformerEncoder):
+    """Branchformer (Peng et al. 2022, arXiv 2207.02971)."""
+
+    attention_key = "attention_layer_type"
+
+
+class EBranchformerEncoder(AttentionChoice, e_branchformer_encoder.EBranchformerEncoder):
+    """E-Branchformer (Kim et al. 2022, arXiv 2210.00077)."""
+
+    attention_key = "attention_layer_type"
+
+
+class TransformerEncoder(AttentionChoice, transformer_encoder.TransformerEncoder):
+    """Transformer (Vaswani et al. 2017). ESPnet's has no key for its attention; here it is Conformer's."""
+
+    attention_key = "selfattention_layer_type"
+    position_kinds = ("abs_pos", "scaled_abs_pos", "rope")  # its layers hand no position embeddings on
+
+
+ENCODERS = {
+    "conformer": ConformerEncoder,
+    "branchformer": BranchformerEncoder,
+    "e_branchformer": EBranchformerEncoder,
+    "transformer": TransformerEncoder,
+}

@@ -1,0 +1,36 @@
+"""python -m espnet_mla.run: run a module or a script as `python` would, with the plugin registered.
+
+It registers while it is imported and stays the process's main module, so that a worker that `spawn` starts, which
+imports the main module anew, is registered too.
+"""
+
+import runpy
+import sys
+
+import espnet_mla
+
+USAGE = "usage: python -m espnet_mla.run -m module [arguments]\n       python -m espnet_mla.run script.py [arguments]"
+
+espnet_mla.register()
+
+
+def main(arguments: list[str]) -> None:
+    """Run what `arguments` name, as the interpreter's command line would."""
+    match arguments:
+        case ["-m", module, *rest]:
+            sys.argv = [module, *rest]
+            _run_module(module)
+        case [script, *rest] if not script.startswith("-"):
+            sys.argv = [script, *rest]
+            runpy.run_path(script, run_name="__main__")
+        case _:
+            sys.exit(USAGE)
+
+
+def _run_module(module: str) -> None:
+    # alter_sys=False keeps sys.modules["__main__"], which `spawn` looks at, as it is.
+    runpy.run_module(module, run_name="__main__", alter_sys=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

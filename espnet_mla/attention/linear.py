@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from espnet_mla.attention.base import Attention, window_positions
 from espnet_mla.attention.cache import RunningState
 from espnet_mla.attention.positions import rotate
+from espnet_mla.attention.precision import full_precision
 
 
 def feature_map(x: Tensor) -> Tensor:
@@ -46,9 +47,8 @@ class Linear(Attention):
                 f"linear attention sums over frames once for all queries: its mask is (batch, 1, time), "
                 f"not {tuple(mask.shape)}"
             )
-        # Sums over thousands of frames: float32 whatever autocast says.
-        k = feature_map(self._heads(self.linear_k(x)).float())
-        v = self._heads(self.linear_v(x)).float()
+        k = feature_map(full_precision(self._heads(self.linear_k(x))))
+        v = full_precision(self._heads(self.linear_v(x)))
         if mask is not None:
             k = k * mask.unsqueeze(-1).to(k.dtype)  # (b, 1, t, 1)
         denominator = k.sum(dim=-2)
@@ -62,12 +62,12 @@ class Linear(Attention):
 
     def attend(self, query: Tensor, kv: RunningState, position: Tensor | None, mask: Tensor | None) -> Tensor:
         """As in `Attention`; `mask` was spent when the state was made."""
-        q = feature_map(self._heads(self.linear_q(query)).float())
+        q = feature_map(full_precision(self._heads(self.linear_q(query))))
         with torch.autocast(query.device.type, enabled=False):
             total = (q * kv.denominator.unsqueeze(-2)).sum(dim=-1, keepdim=True)  # (b, h, t_q, 1)
             if kv.rotated:
                 at_q, _ = window_positions(query.shape[1], len(kv), query.device)
                 q = rotate(q, at_q - (len(kv) - 1))
             # An utterance without a real frame has a total of 0, and gets zeros.
-            out = (q @ kv.numerator) / total.clamp_min(torch.finfo(total.dtype).tiny)
+            out = (q @ kv.numerator) / total.masked_fill(total == 0, 1)
         return self.linear_out(self.dropout(out).to(query.dtype).transpose(1, 2).flatten(-2))

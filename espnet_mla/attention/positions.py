@@ -7,6 +7,8 @@ frames. Only differences matter, so nothing changes when a stream's old frames a
 import torch
 from torch import Tensor
 
+from espnet_mla.attention.precision import full_precision
+
 ROPE_BASE = 10000.0
 
 
@@ -17,12 +19,12 @@ def rotate(x: Tensor, position: Tensor) -> Tensor:
         x: (..., time, d), d even.
         position: (time,) or a scalar, in frames.
     """
+    # bfloat16 can't tell frame 1000 from frame 1001.
+    first, second = full_precision(x).chunk(2, dim=-1)
     half = x.shape[-1] // 2
-    frequency = ROPE_BASE ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angle = position.to(torch.float32).unsqueeze(-1) * frequency  # (time, d / 2)
-    # In float32 also under autocast: bfloat16 can't tell frame 1000 from frame 1001.
+    frequency = ROPE_BASE ** (-torch.arange(half, device=x.device, dtype=first.dtype) / half)
+    angle = position.to(first.dtype).unsqueeze(-1) * frequency  # (time, d / 2)
     cos, sin = angle.cos(), angle.sin()
-    first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).to(x.dtype)
 
 

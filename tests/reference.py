@@ -1,0 +1,112 @@
+"""The definitions that the attentions are held to: loops and einsums in float64, from the papers' equations."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def sinusoid(distance: int, d_model: int) -> Tensor:
+    """The sinusoids of one distance (Vaswani et al. 2017, section 3.5), (d_model,)."""
+    angles = [distance / 10000 ** (2 * i / d_model) for i in range(d_model // 2)]
+    return torch.tensor([f(angle) for angle in angles for f in (math.sin, math.cos)], dtype=torch.float64)
+
+
+def turn(x: Tensor, position: int) -> Tensor:
+    """One vector (d,) turned by its rotary angles (Su et al. 2021, eq. 34), pairs being (i, i + d/2)."""
+    half = len(x) // 2
+    out = x.clone()
+    for i in range(half):
+        angle = position / 10000 ** (i / half)
+        out[i] = x[i] * math.cos(angle) - x[i + half] * math.sin(angle)
+        out[i + half] = x[i] * math.sin(angle) + x[i + half] * math.cos(angle)
+    return out
+
+
+def heads(x: Tensor, number: int) -> Tensor:
+    """(time, number * d) -> (number, time, d)."""
+    return x.unflatten(-1, (number, -1)).transpose(0, 1)
+
+
+def relative_term(attention, q: Tensor, time_k: int) -> Tensor:
+    """(q_i + v) . W_p r_{i-j} of one head's queries (h, t_q, d), the queries being the last of time_k frames."""
+    num_heads, time_q, _ = q.shape
+    term = torch.zeros(num_heads, time_q, time_k, dtype=q.dtype)
+    for i in range(time_q):
+        for j in range(time_k):
+            r = sinusoid(time_k - time_q + i - j, attention.d_model)
+            p = heads(attention.linear_pos(r)[None], num_heads)[:, 0]  # (h, d)
+            term[:, i, j] = ((q[:, i] + attention.pos_bias_v) * p).sum(-1)
+    return term
+
+
+def weights(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax of (h, t_q, t_k) over the keys that mask (t_q, t_k) allows; a row that may look nowhere has zeros."""
+    out = torch.zeros_like(scores)
+    for i in range(scores.shape[1]):
+        allowed = mask[i].nonzero().flatten()
+        if len(allowed):
+            out[:, i, allowed] = scores[:, i, allowed].softmax(-1)
+    return out
+
+
+def softmax_reference(attention, query: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+    """mha, gqa and mla for one utterance: query (t_q, d), x (t_k, d), mask (t_q, t_k)."""
+    n = attention.num_heads
+    latent = attention.name == "mla"
+    if latent:
+        if attention.q_lora_rank:
+            query = attention.linear_q_down(query)
+        c = attention.linear_kv_down(x)  # eq. 9
+        k, v = heads(attention.linear_k_up(c), n), heads(attention.linear_v_up(c), n)  # eq. 10, 11
+    else:
+        group = n // attention.num_kv_heads
+        k, v = (
+            heads(linear(x), attention.num_kv_heads).repeat_interleave(group, 0)
+            for linear in (attention.linear_k, attention.linear_v)
+        )
+    q = heads(attention.linear_q(query), n)
+    scale = 1 / math.sqrt(q.shape[-1])
+    time_q, time_k = q.shape[1], k.shape[1]
+    if attention.position == "rope":
+        offset = time_k - time_q
+        if latent:
+            d_rope = attention.qk_rope_head_dim
+            shared = attention.linear_k_rope(x).expand(n, -1, -1)  # eq. 15
+            k = torch.cat((k, torch.stack([turn(row, j) for h in shared for j, row in enumerate(h)]).view(shared.shape)), -1)
+        else:
+            d_rope = q.shape[-1]
+            k = torch.stack([turn(row, j) for h in k for j, row in enumerate(h)]).view(k.shape)
+        turned = torch.stack([turn(row[-d_rope:], offset + i) for h in q for i, row in enumerate(h)])
+        q = torch.cat((q[..., :-d_rope], turned.view(n, time_q, d_rope)), -1)
+    if attention.position == "rel_pos":
+        scores = (q + attention.pos_bias_u[:, None]) @ k.transpose(-1, -2) + relative_term(attention, q, time_k)
+    else:
+        scores = q @ k.transpose(-1, -2)
+    out = weights(scores * scale, mask) @ v
+    return attention.linear_out(out.transpose(0, 1).flatten(1))
+
+
+def linear_reference(attention, query: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+    """Linear attention for one utterance (Katharopoulos et al. 2020, eq. 4): similarities instead of sums."""
+    n = attention.num_heads
+    q, k, v = (heads(linear(y), n) for linear, y in
+               ((attention.linear_q, query), (attention.linear_k, x), (attention.linear_v, x)))  # fmt: skip
+    q, k = (torch.where(y > 0, y + 1, y.exp()) for y in (q, k))
+    similarity = q @ k.transpose(-1, -2) * mask
+    total = similarity.sum(-1, keepdim=True)
+    if attention.position == "rope":
+        offset = k.shape[1] - q.shape[1]
+        q = torch.stack([turn(row, offset + i) for h in q for i, row in enumerate(h)]).view(q.shape)
+        k = torch.stack([turn(row, j) for h in k for j, row in enumerate(h)]).view(k.shape)
+        similarity = q @ k.transpose(-1, -2) * mask
+    out = torch.where(total > 0, similarity @ v / total.clamp_min(1e-300), torch.zeros((), dtype=v.dtype))
+    return attention.linear_out(out.transpose(0, 1).flatten(1))
+
+
+def reference(attention, query: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """What `attention` (in float64) must answer for one utterance; the queries are the last frames of x."""
+    if mask is None:
+        mask = torch.ones(len(query), len(x), dtype=torch.bool)
+    function = linear_reference if attention.name == "linear" else softmax_reference
+    return function(attention, query, x, mask)

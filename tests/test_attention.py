@@ -1,0 +1,313 @@
+"""Every attention, with every position kind it takes, is what its definition says."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import reference, sinusoid
+
+from espnet_mla.attention import ATTENTIONS, attention_options, build_attention
+
+PAIRS = [(kind, position) for kind, attention in ATTENTIONS.items() for position in attention.positions]
+SOFTMAX = [pair for pair in PAIRS if pair[0] != "linear"]
+OPTIONS = {  # the first is what a test takes that does not care
+    "mha": [{}],
+    "gqa": [{"num_kv_heads": 1}, {"num_kv_heads": 2}],
+    "mla": [{"kv_lora_rank": 3}, {"kv_lora_rank": 24, "q_lora_rank": 5, "v_head_dim": 3}],
+    "linear": [{}],
+}
+
+
+def build(kind, position="abs_pos", conf=None, d_model=16, num_heads=4, dropout_rate=0.0, seed=0):
+    torch.manual_seed(seed)
+    attention = build_attention(
+        kind, OPTIONS[kind][0] if conf is None else conf, d_model=d_model, num_heads=num_heads, position=position, dropout_rate=dropout_rate
+    )
+    for parameter in attention.parameters():  # biases too: a wrong one must show
+        torch.nn.init.normal_(parameter, std=0.4)
+    return attention.eval()
+
+
+def positions(attention, time_q, time_k):
+    """The position argument for a window, as ESPnet makes it."""
+    if attention.position != "rel_pos":
+        return None
+    rows = [sinusoid(distance, attention.d_model) for distance in range(time_k - 1, -time_q, -1)]
+    return torch.stack(rows)[None].to(next(attention.parameters()).dtype)
+
+
+def call(attention, x, mask):
+    """ESPnet's call."""
+    position = positions(attention, x.shape[1], x.shape[1])
+    return attention(x, x, x, mask) if position is None else attention(x, x, x, position, mask)
+
+
+def relative_error(a, b):
+    return ((a.double() - b.double()).norm() / b.double().norm()).item()
+
+
+def padding_mask(lengths):
+    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])[:, None]
+
+
+@pytest.mark.parametrize(("kind", "position"), PAIRS)
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_forward_equals_its_definition(kind, position, data):
+    conf = data.draw(st.sampled_from(OPTIONS[kind]))
+    lengths = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3))
+    attention = build(kind, position, conf, seed=data.draw(st.integers(0, 99)))
+    x = torch.randn(len(lengths), max(lengths), 16)
+    out = call(attention, x, padding_mask(lengths))
+    exact = copy.deepcopy(attention).double()
+    for row, length in enumerate(lengths):
+        real = x[row, :length].double()
+        assert relative_error(out[row, :length], reference(exact, real, real)) < 1e-5
+
+
+@pytest.mark.parametrize(("kind", "position"), PAIRS)
+def test_gradients_equal_finite_differences(kind, position):
+    attention = build(kind, position, OPTIONS[kind][-1]).double()
+    x = torch.randn(2, 4, 16, dtype=torch.double, requires_grad=True)
+    mask = padding_mask([4, 3])
+    names, values = zip(*attention.named_parameters(), strict=True)
+
+    def function(x, *values):
+        arguments = (x, x, x) if attention.position != "rel_pos" else (x, x, x, positions(attention, 4, 4))
+        return torch.func.functional_call(attention, dict(zip(names, values, strict=True)), (*arguments, mask))
+
+    assert torch.autograd.gradcheck(function, (x, *values), fast_mode=True)
+
+
+@pytest.mark.parametrize(("kind", "position"), PAIRS)
+def test_padding_and_company_never_change_a_real_frame(kind, position):
+    attention = build(kind, position)
+    lengths = [7, 1, 4]
+    x = torch.randn(3, 9, 16)
+    mask = torch.nn.functional.pad(padding_mask(lengths), (0, 2))
+    out = call(attention, x, mask)
+    order = [2, 0, 1]
+    reordered = call(attention, x[order], mask[order])
+    for row, length in enumerate(lengths):
+        alone = call(attention, x[row : row + 1, :length], torch.ones(1, 1, length, dtype=torch.bool))
+        torch.testing.assert_close(out[row, :length], alone[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(reordered[order.index(row), :length], alone[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "position"), PAIRS)
+def test_what_stands_in_padding_is_never_seen(kind, position):
+    attention = build(kind, position)
+    mask = padding_mask([5, 8])
+    x = torch.randn(2, 8, 16)
+    other = x.clone()
+    other[0, 5:] = 1e4
+    assert torch.equal(call(attention, x, mask)[0, :5], call(attention, other, mask)[0, :5])
+
+
+@pytest.mark.parametrize(("kind", "position"), PAIRS)
+@settings(max_examples=8, deadline=None)
+@given(cuts=st.lists(st.integers(1, 4), min_size=1, max_size=5))
+def test_step_by_step_equals_the_causal_definition(kind, position, cuts):
+    """Pieces of any length, each attending to what came before it and to itself."""
+    attention = build(kind, position).double()
+    total = sum(cuts)
+    x = torch.randn(1, total, 16, dtype=torch.double)
+    kv, start = None, 0
+    for cut in cuts:
+        piece = x[:, start : start + cut]
+        new = attention.project_kv(piece)
+        kv = new if kv is None else kv.append(new)
+        start += cut
+        out = attention.attend(piece, kv, positions(attention, cut, start), None)
+        assert relative_error(out[0], reference(attention, piece[0], x[0, :start])) < 1e-5
+
+
+@pytest.mark.parametrize(("kind", "position"), SOFTMAX)
+def test_a_causal_mask_equals_step_by_step(kind, position):
+    attention = build(kind, position)
+    x = torch.randn(2, 6, 16)
+    at_once = call(attention, x, torch.ones(2, 6, 6).tril().bool())
+    kv = attention.project_kv(x[:, :1])
+    for t in range(6):
+        kv = kv if t == 0 else kv.append(attention.project_kv(x[:, t : t + 1]))
+        step = attention.attend(x[:, t : t + 1], kv, positions(attention, 1, t + 1), None)
+        torch.testing.assert_close(step, at_once[:, t : t + 1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "position"), PAIRS)
+def test_selecting_rows_of_a_cache_equals_selecting_utterances(kind, position):
+    attention = build(kind, position)
+    x, rows = torch.randn(3, 5, 16), torch.tensor([2, 0, 0])
+    position_argument = positions(attention, 1, 5)
+    picked = attention.attend(x[rows, 4:], attention.project_kv(x).select(rows), position_argument, None)
+    made = attention.attend(x[rows, 4:], attention.project_kv(x[rows]), position_argument, None)
+    torch.testing.assert_close(picked, made)
+
+
+@pytest.mark.parametrize(("kind", "position"), SOFTMAX)
+def test_keeping_the_last_frames_equals_never_having_had_the_others(kind, position):
+    attention = build(kind, position)
+    x = torch.randn(2, 9, 16)
+    position_argument = positions(attention, 2, 4)
+    kept = attention.attend(x[:, 7:], attention.project_kv(x).keep_last(4), position_argument, None)
+    made = attention.attend(x[:, 7:], attention.project_kv(x[:, 5:]), position_argument, None)
+    torch.testing.assert_close(kept, made)
+
+
+def test_linear_keeps_its_state_whole_whatever_it_is_asked_to_keep():
+    kv = build("linear", "rope").project_kv(torch.randn(1, 9, 16))
+    assert kv.keep_last(2) is kv
+
+
+@pytest.mark.parametrize("position", ["rel_pos", "abs_pos", "rope"])
+def test_gqa_with_all_heads_equals_mha(position):
+    gqa, mha = build("gqa", position, {"num_kv_heads": 4}), build("mha", position, seed=1)
+    mha.load_state_dict(gqa.state_dict())
+    x, mask = torch.randn(2, 7, 16), padding_mask([7, 4])
+    assert torch.equal(call(gqa, x, mask), call(mha, x, mask))
+
+
+@pytest.mark.parametrize("position", ["rel_pos", "abs_pos", "rope"])
+@settings(max_examples=15, deadline=None)
+@given(rank=st.integers(1, 32), time_q=st.integers(1, 5), past=st.integers(0, 9))
+def test_mla_expanded_equals_mla_absorbed(position, rank, time_q, past):
+    attention = build("mla", position, {"kv_lora_rank": rank})
+    x = torch.randn(2, past + time_q, 16)
+    outs = []
+    for absorb in (True, False):
+        attention.absorbing_is_cheaper = lambda time_q, time_k, absorb=absorb: absorb
+        place = positions(attention, time_q, past + time_q)
+        outs.append(attention.attend(x[:, past:], attention.project_kv(x), place, None))
+    torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-5)
+
+
+def test_mla_absorbs_for_one_query_against_a_long_cache_and_expands_for_many():
+    attention = build("mla", "rel_pos", {"kv_lora_rank": 64}, d_model=256)
+    assert attention.absorbing_is_cheaper(1, 500)
+    assert not build("mla", "rel_pos", {"kv_lora_rank": 256}, d_model=256).absorbing_is_cheaper(500, 500)
+
+
+@pytest.mark.parametrize(("kind", "position"), PAIRS)
+def test_a_row_that_may_look_nowhere_is_finite_and_has_finite_gradients(kind, position):
+    attention = build(kind, position)
+    x = torch.randn(2, 6, 16, requires_grad=True)
+    mask = padding_mask([6, 1])
+    mask[1] = False
+    out = call(attention, x, mask)
+    out.sum().backward()
+    torch.testing.assert_close(out[1], attention.linear_out.bias.expand(6, -1))
+    assert x.grad.isfinite().all()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in attention.parameters())
+
+
+@pytest.mark.parametrize(("kind", "position"), PAIRS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("time", [50, 3000])
+def test_autocast_stays_finite(kind, position, dtype, time):
+    attention = build(kind, position, d_model=16)
+    x = torch.randn(2, time, 16)
+    mask = padding_mask([time, time])
+    mask[1] = False
+    position_argument = None
+    if position == "rel_pos":
+        from espnet2.legacy.nets.pytorch_backend.transformer.embedding import RelPositionalEncoding
+
+        position_argument = RelPositionalEncoding(16, 0.0)(x)[1]
+    arguments = (x, x, x, mask) if position_argument is None else (x, x, x, position_argument, mask)
+    with torch.autocast("cpu", dtype), torch.no_grad():
+        out = attention(*arguments)
+    assert out.isfinite().all()
+    with torch.no_grad():
+        exact = attention(*arguments)
+    assert relative_error(out[0], exact[0]) < 0.03
+
+
+NUMBERS = {  # contract 1's table, for d_model 256 and 4 heads
+    ("mha", "rel_pos"): 512,
+    ("mha", "rope"): 512,
+    ("gqa", "rel_pos"): 128,
+    ("mla", "rel_pos"): 64,
+    ("mla", "rope"): 64 + 32,
+    ("linear", "rope"): 0,
+}
+
+
+@pytest.mark.parametrize(("kind", "position"), NUMBERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_a_frame_are_what_the_tensors_hold(kind, position, dtype):
+    attention = build(kind, position, {}, d_model=256).to(dtype)
+    kv = attention.project_kv(torch.randn(3, 10, 256, dtype=dtype))
+    assert len(kv) == 10
+    assert kv.nbytes_per_frame == NUMBERS[kind, position] * dtype.itemsize
+    if kind == "linear":
+        assert kv.nbytes == 3 * 4 * (64 + 1) * 64 * 4  # kept in float32
+        assert kv.append(kv).nbytes == kv.nbytes
+    else:
+        assert kv.nbytes == 3 * 10 * kv.nbytes_per_frame
+        assert kv.keep_last(4).nbytes == 3 * 4 * kv.nbytes_per_frame
+        assert kv.keep_last(4).tensors[0].untyped_storage().nbytes() < kv.tensors[0].untyped_storage().nbytes()
+
+
+@pytest.mark.parametrize(("kind", "position"), PAIRS)
+def test_dropout_acts_in_training_alone(kind, position):
+    attention = build(kind, position, dropout_rate=0.5)
+    x, mask = torch.randn(1, 8, 16), padding_mask([8])
+    assert torch.equal(call(attention, x, mask), call(attention, x, mask))
+    attention.train()
+    assert not torch.equal(call(attention, x, mask), call(attention, x, mask))
+
+
+WRONG = [
+    ("mlaa", {}, {}, "unknown attention 'mlaa': it must be one of mha, gqa, mla, linear"),
+    ("gqa", {"num_kv_heads": 3}, {}, r"num_kv_heads \(3\) must divide attention_heads \(4\)"),
+    ("gqa", {"num_kv_heads": 0}, {}, r"num_kv_heads \(0\) must divide attention_heads \(4\)"),
+    ("mha", {}, {"num_heads": 3}, r"attention_heads \(3\) must divide output_size \(16\)"),
+    ("mha", {"num_kv_heads": 1}, {}, "num_kv_heads: 1 is not an option of mha; its options: none at all"),
+    ("mla", {"rank": 8}, {}, "rank: 8 is not an option of mla; its options: kv_lora_rank"),
+    ("mla", {"kv_lora_rank": 0}, {}, r"kv_lora_rank \(0\) must be at least 1"),
+    ("mla", {"kv_lora_rank": 33}, {}, r"kv_lora_rank \(33\) is more than"),
+    ("mla", {"kv_lora_rank": "many"}, {}, "kv_lora_rank: 'many' must be a whole number"),
+    ("mla", {"qk_rope_head_dim": 2}, {}, r"qk_rope_head_dim \(2\) needs pos_enc_layer_type: rope"),
+    ("mla", {"kv_lora_rank": 8, "qk_rope_head_dim": 3}, {"position": "rope"}, r"qk_rope_head_dim \(3\) must be even"),
+    ("linear", {}, {"position": "rel_pos"}, "rel_pos, but linear takes rope or abs_pos or scaled_abs_pos"),
+    ("mha", {}, {"position": "rope", "num_heads": 16}, "rope needs an even head size"),
+]
+
+
+@pytest.mark.parametrize(("kind", "conf", "sizes", "message"), WRONG)
+def test_a_wrong_size_is_refused_with_the_key_and_both_values(kind, conf, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        build_attention(kind, conf, **{"d_model": 16, "num_heads": 4, "position": "abs_pos", "dropout_rate": 0.0} | sizes)
+
+
+def test_keys_and_values_of_different_frames_are_refused():
+    x = torch.randn(1, 3, 16)
+    with pytest.raises(ValueError, match="value must be key"):
+        build("mla", "abs_pos")(x, x, x.clone(), None)
+
+
+def test_linear_refuses_a_mask_that_differs_between_queries():
+    x = torch.randn(1, 3, 16)
+    with pytest.raises(ValueError, match=r"its mask is \(batch, 1, time\), not \(1, 3, 3\)"):
+        build("linear", "rope")(x, x, x, torch.ones(1, 3, 3))
+
+
+def test_options_are_listed_with_their_defaults():
+    assert attention_options("gqa") == {"num_kv_heads": 1}
+    assert attention_options("mla")["kv_lora_rank"] == 64
+    assert all(not attention_options(kind) for kind in ("mha", "linear"))
+
+
+def test_the_running_state_of_a_long_stream_weighs_old_frames_as_the_definition_does():
+    """Ten minutes in pieces of 100 frames: only differences of positions may matter, not how far they have run."""
+    attention = build("linear", "rope")
+    pieces = torch.randn(150, 1, 100, 16)
+    kv = attention.project_kv(pieces[0])
+    for piece in pieces[1:]:
+        kv = kv.append(attention.project_kv(piece))
+    at_once = attention.project_kv(pieces.view(1, -1, 16))
+    assert len(kv) == len(at_once) == 15000
+    torch.testing.assert_close(kv.numerator, at_once.numerator, rtol=1e-3, atol=1e-3 * at_once.numerator.abs().max().item())
+    torch.testing.assert_close(kv.denominator, at_once.denominator, rtol=1e-4, atol=0)

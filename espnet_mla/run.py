@@ -6,6 +6,7 @@ imports the main module anew, is registered too.
 
 import runpy
 import sys
+from pathlib import Path
 
 import espnet_mla
 
@@ -22,6 +23,7 @@ def main(arguments: list[str]) -> None:
             _run_module(module)
         case [script, *rest] if not script.startswith("-"):
             sys.argv = [script, *rest]
+            sys.path[0] = str(Path(script).resolve().parent)
             runpy.run_path(script, run_name="__main__")
         case _:
             sys.exit(USAGE)

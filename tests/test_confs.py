@@ -1,0 +1,67 @@
+"""The twelve confs build what they promise, and within an architecture differ in the attention alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from espnet2.tasks.asr import ASRTask
+
+import espnet_mla
+from espnet_mla.attention import Attention
+
+CONF = Path(__file__).parents[1] / "conf"
+ARCHITECTURES = ("conformer", "branchformer", "e_branchformer")
+KEPT = {"mha": 512, "gqa": 128, "mla": 64, "linear": 0}  # numbers a frame and layer
+PARAMETERS = {"conformer": 34_229_520, "e_branchformer": 38_471_952}  # ESPnet's own, with BPE 5000
+
+
+@pytest.fixture(scope="module")
+def token_list(tmp_path_factory):
+    espnet_mla.register()
+    path = tmp_path_factory.mktemp("tokens") / "tokens.txt"
+    path.write_text("\n".join(["<blank>", "<unk>", *(f"t{i}" for i in range(4997)), "<sos/eos>"]))
+    return str(path)
+
+
+def load(architecture, kind):
+    return yaml.safe_load((CONF / f"{architecture}_{kind}.yaml").read_text())
+
+
+@pytest.mark.parametrize("kind", KEPT)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_conf_builds_a_model_that_keeps_what_it_says(architecture, kind, token_list):
+    conf = str(CONF / f"{architecture}_{kind}.yaml")
+    model = ASRTask.build_model(ASRTask.get_parser().parse_args(["--config", conf, "--token_list", token_list]))
+    attentions = [module for module in model.encoder.modules() if isinstance(module, Attention)]
+    assert len(attentions) == 12
+    for attention in attentions:
+        assert attention.name == kind
+        assert attention.project_kv(torch.randn(1, 5, 256)).nbytes_per_frame == 4 * KEPT[kind]
+    if kind == "mha" and architecture in PARAMETERS:
+        assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[architecture]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_confs_of_an_architecture_differ_in_the_attention_alone(architecture):
+    def others(kind):
+        conf = load(architecture, kind)
+        for key in ("attention_layer_type", "selfattention_layer_type", "attention_conf", "pos_enc_layer_type"):
+            conf["encoder_conf"].pop(key, None)
+        return conf
+
+    assert others("mha") == others("gqa") == others("mla") == others("linear")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_training_is_as_in_espnets_recipe(architecture):
+    """The values of ESPnet's egs2/librispeech_100/asr1 (its e_branchformer and conformer confs agree in these)."""
+    conf = load(architecture, "mha")
+    assert (conf["optim"], conf["optim_conf"]["lr"], conf["scheduler_conf"]["warmup_steps"]) == ("adam", 0.002, 15000)
+    assert (conf["batch_bins"], conf["accum_grad"], conf["max_epoch"]) == (16000000, 4, 70)
+    assert (conf["model_conf"]["ctc_weight"], conf["decoder_conf"]["num_blocks"]) == (0.3, 6)
+
+
+def test_decoding_is_as_in_espnets_recipe():
+    conf = yaml.safe_load((CONF / "decode_asr.yaml").read_text())
+    assert (conf["beam_size"], conf["ctc_weight"], conf["lm_weight"]) == (20, 0.3, 0.0)

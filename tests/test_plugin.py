@@ -1,0 +1,57 @@
+"""register() puts the choices into ESPnet's registries, and brings nothing in before it is called."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+from espnet2.bin import asr_train
+from espnet2.tasks import asr, s2t, slu, st
+
+import espnet_mla
+from espnet_mla.models.encoders import ENCODERS
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    espnet_mla.register()
+
+
+def test_every_task_gets_the_encoders_and_registering_again_changes_nothing():
+    before = {task: dict(task.encoder_choices.classes) for task in (asr, st, slu, s2t)}
+    espnet_mla.register()
+    for task, classes in before.items():
+        assert task.encoder_choices.classes == classes
+        assert {name for name in ENCODERS if name in classes} >= {"conformer", "branchformer"}
+        for name in classes.keys() & ENCODERS.keys():
+            assert classes[name] is ENCODERS[name]
+
+
+def test_importing_the_package_brings_in_neither_torch_nor_espnet():
+    code = "import sys, espnet_mla; sys.exit(any(name in sys.modules for name in ('torch', 'espnet2', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def print_config(capsys, *arguments):
+    with pytest.raises(SystemExit):
+        asr_train.main([*arguments, "--print_config"])
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_print_config_lists_espnets_keys_and_ours(capsys, name):
+    conf = print_config(capsys, "--encoder", name)["encoder_conf"]
+    assert conf["attention_conf"] == {}
+    assert ENCODERS[name].attention_key in conf
+    assert {"output_size", "num_blocks", "pos_enc_layer_type", "use_sdpa"} <= set(conf)
+
+
+def test_nested_keys_are_set_on_the_command_line(capsys):
+    arguments = ("--encoder", "branchformer", "--encoder_conf", "attention_conf.kv_lora_rank=32")
+    assert print_config(capsys, *arguments)["encoder_conf"]["attention_conf"] == {"kv_lora_rank": 32}
+
+
+def test_editdistance_is_there_for_espnets_error_rates():
+    import editdistance
+
+    assert editdistance.eval(list("KITTEN"), list("SITTING")) == 3

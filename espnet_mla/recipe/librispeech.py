@@ -1,0 +1,259 @@
+"""The LibriSpeech corpus (Panayotov et al. 2015), downloaded from OpenSLR or found, as Kaldi data folders."""
+
+import contextlib
+import errno
+import hashlib
+import http.client
+import logging
+import os
+import shutil
+import ssl
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import soundfile
+from tqdm import tqdm
+
+from espnet_mla.recipe import datadir
+from espnet_mla.recipe.files import RecipeError, read_table
+from espnet_mla.recipe.workers import each
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("dev-clean", "test-clean", "dev-other", "test-other", "train-clean-100")
+URL = "https://www.openslr.org/resources/12"
+MD5 = {
+    "dev-clean": "42e2234ba48799c1f50f24a7926300a1",
+    "dev-other": "c8d0bcc9cca99d4f8b62fcc847357931",
+    "test-clean": "32fa31d27d2e1cad72775fee3f4849a9",
+    "test-other": "fb5a50374b501bb3bac4815ee91d3135",
+    "train-clean-100": "2a93770f6d5c6c964bc36631d331a522",
+}
+TIMEOUT = 60  # seconds without a byte
+
+
+def download(
+    corpus_dir: Path, parts: Sequence[str] = PARTS, url: str = URL, checksums: Mapping[str, str] = MD5
+) -> None:
+    """Bring the parts that `corpus_dir/LibriSpeech` lacks: download, check, unpack.
+
+    A part that is there as a folder is taken as it is. A download that was cut off goes on where it stopped. An
+    archive `corpus_dir/<part>.tar.gz` that is there already is used instead, and stays.
+
+    Args:
+        corpus_dir: the folder that holds, or will hold, LibriSpeech/.
+        parts: names of LibriSpeech's parts.
+        url: the folder of the archives `<part>.tar.gz`.
+        checksums: MD5 of each archive.
+
+    Raises:
+        RecipeError: an unknown part, no network, a wrong checksum, no space.
+    """
+    for part in parts:
+        if part not in checksums:
+            raise RecipeError(f"{part} is no part of LibriSpeech known here: {', '.join(checksums)}")
+        folder = corpus_dir / "LibriSpeech" / part
+        if folder.is_dir():
+            continue
+        with _disk_errors(corpus_dir):
+            corpus_dir.mkdir(parents=True, exist_ok=True)
+            given = corpus_dir / f"{part}.tar.gz"
+            archive = given if given.exists() else corpus_dir / f".{part}.tar.gz.partial"
+            if archive != given:
+                _fetch(f"{url}/{part}.tar.gz", archive)
+            found = _md5(archive)
+            if found != checksums[part]:
+                sums = f"the MD5 sum {found}, not {checksums[part]}"
+                if archive == given:
+                    raise RecipeError(f"{given} has {sums}: remove it, and it will be downloaded")
+                archive.unlink()
+                raise RecipeError(f"{url}/{part}.tar.gz came with {sums}, and was removed: run again")
+            _unpack(archive, part, corpus_dir / "LibriSpeech")
+            if archive != given:
+                archive.unlink()
+
+
+def prepare(corpus_dir: Path, data_dir: Path, nj: int, parts: Sequence[str] = PARTS) -> None:
+    """Write a data folder for each part, `data_dir/dev_clean` and so on, and `data_dir/dev` of both dev parts.
+
+    A speaker is a reader in a chapter, as in Kaldi's and ESPnet's recipes. Every FLAC is opened. What cannot be read,
+    or lacks its transcript or its audio, is named, counted and left out.
+
+    Args:
+        corpus_dir: the folder that holds LibriSpeech/<part>/<reader>/<chapter>/.
+        data_dir: where the data folders go.
+        nj: number of processes.
+        parts: folders of LibriSpeech/.
+
+    Raises:
+        RecipeError: a part is missing, holds no transcripts, or has more than 1 % broken utterances; or a speaker
+            occurs in two parts.
+    """
+    corpus = corpus_dir.absolute() / "LibriSpeech"
+    missing = [part for part in parts if not (corpus / part).is_dir()]
+    if missing:
+        raise RecipeError(
+            f"{corpus} lacks {', '.join(missing)}: LIBRISPEECH must name the folder that holds "
+            "LibriSpeech/<part>/<reader>/<chapter>/*.flac"
+        )
+    found = {part: _scan(corpus / part) for part in parts}
+    _refuse_shared_speakers(found)
+
+    paths = [path for flacs, _ in found.values() for path in flacs.values()]
+    unreadable = dict(zip(paths, each(_trouble, paths, nj, "LibriSpeech: FLAC"), strict=True))
+    genders = _genders(corpus / "SPEAKERS.TXT")
+    for part, (flacs, text) in found.items():
+        broken = {utterance: f"{flacs[utterance]} has no transcript" for utterance in flacs.keys() - text.keys()}
+        broken |= {utterance: "a transcript without a FLAC" for utterance in text.keys() - flacs.keys()}
+        broken |= {utterance: trouble for utterance, path in flacs.items() if (trouble := unreadable[path])}
+        datadir.leave_out_broken(str(corpus / part), broken, len(flacs.keys() | text.keys()))
+        tables: datadir.Tables = {
+            "wav.scp": {utterance: str(path) for utterance, path in flacs.items()},
+            "text": text,
+            "utt2spk": {utterance: _speaker(utterance) for utterance in text},
+        }
+        speakers = set(tables["utt2spk"].values())
+        lacking = sorted(speaker for speaker in speakers if speaker.split("-")[0] not in genders)
+        if not lacking:
+            tables["spk2gender"] = {speaker: genders[speaker.split("-")[0]] for speaker in speakers}
+        elif genders:
+            logger.warning("%s: no spk2gender, SPEAKERS.TXT lacks %s", part, datadir.some(lacking))
+        datadir.save(data_dir / _set(part), datadir.keep(tables, text.keys() - broken.keys()))
+    dev = [data_dir / _set(part) for part in parts if part.startswith("dev-")]
+    if dev:
+        datadir.combine(data_dir / "dev", dev)
+
+
+def _set(part: str) -> str:
+    return part.replace("-", "_")
+
+
+def _speaker(utterance: str) -> str:
+    return utterance.rpartition("-")[0]
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RecipeError(f"{folder}: no space left; LibriSpeech-100 needs about 15 GB") from None
+        raise RecipeError(f"{error.filename or folder}: {error.strerror or error}") from None
+
+
+def _fetch(url: str, path: Path) -> None:
+    """Download to `path`, going on from the bytes that are there."""
+    have = path.stat().st_size if path.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
+            if reply.status != http.HTTPStatus.PARTIAL_CONTENT:
+                have = 0  # the server sends the whole
+            size = have + int(reply.headers["Content-Length"]) if reply.headers["Content-Length"] else None
+            _check_space(path, have, size)
+            with (
+                open(path, "ab" if have else "wb") as file,
+                tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=url.rpartition("/")[2]) as bar,
+            ):
+                while block := reply.read(1 << 20):
+                    file.write(block)
+                    bar.update(len(block))
+    except urllib.error.HTTPError as error:
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return  # nothing is left to send: whether the file is whole, its checksum tells
+        raise RecipeError(f"{url}: the server answers {error.code} {error.reason}") from None
+    except (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise RecipeError(f"{url}: {reason}; run again to go on from there") from None
+    if size is not None and path.stat().st_size < size:
+        raise RecipeError(f"{url}: cut off after {path.stat().st_size} of {size} bytes; run again to go on from there")
+
+
+def _check_space(path: Path, have: int, size: int | None) -> None:
+    if size is None:
+        return
+    needed = size - have + size  # the archive's rest, and what it unpacks to: FLAC does not get smaller by gzip
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise RecipeError(f"{path.parent}: {free / 1e9:.1f} GB are free, {path.name} needs {needed / 1e9:.1f} GB")
+
+
+def _md5(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def _unpack(archive: Path, part: str, corpus: Path) -> None:
+    """Unpack beside the place, then move: LibriSpeech's text files first, the part last."""
+    partial = corpus / f".{part}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    logger.info("unpacking %s", archive)
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(partial, filter="data")
+        unpacked = partial / "LibriSpeech"
+        if not (unpacked / part).is_dir():
+            raise RecipeError(f"{archive} does not hold LibriSpeech/{part}")
+        for path in unpacked.iterdir():
+            if path.is_file():
+                os.replace(path, corpus / path.name)
+        (unpacked / part / ".complete").touch()
+        os.replace(unpacked / part, corpus / part)
+    except (tarfile.TarError, EOFError) as error:
+        raise RecipeError(f"{archive} cannot be unpacked: {error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _scan(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """The FLAC files and the transcripts of a part, by utterance."""
+    flacs: dict[str, Path] = {}
+    text: dict[str, str] = {}
+    for chapter in sorted(folder.glob("[!.]*/[!.]*/")):
+        speaker = f"{chapter.parent.name}-{chapter.name}"
+        transcripts = chapter / f"{speaker}.trans.txt"
+        new_text = read_table(transcripts) if transcripts.exists() else {}
+        new_flacs = {path.stem: path for path in sorted(chapter.iterdir()) if path.suffix.lower() == ".flac"}
+        for utterance in [*new_text, *new_flacs]:
+            if _speaker(utterance) != speaker:
+                raise RecipeError(f"{chapter}: the utterance {utterance} should be named {speaker}-<number>")
+        text |= new_text
+        flacs |= new_flacs
+    if not text:
+        raise RecipeError(f"{folder} holds no transcripts <reader>/<chapter>/<reader>-<chapter>.trans.txt")
+    return flacs, text
+
+
+def _refuse_shared_speakers(found: Mapping[str, tuple[dict[str, Path], dict[str, str]]]) -> None:
+    """Refuse a speaker, a reader in a chapter, that two parts hold: utterances would have the same name."""
+    part_of: dict[str, str] = {}
+    for part, (flacs, text) in found.items():
+        for speaker in sorted({_speaker(utterance) for utterance in flacs.keys() | text.keys()}):
+            if part_of.setdefault(speaker, part) != part:
+                reader, _, chapter = speaker.partition("-")
+                raise RecipeError(f"{part_of[speaker]} and {part} both hold chapter {chapter} of the reader {reader}")
+
+
+def _trouble(path: Path) -> str:
+    """Why a FLAC cannot be used, or ""."""
+    try:
+        info = soundfile.info(path)
+    except (soundfile.SoundFileError, OSError) as error:
+        return f"{path}: {error}"
+    if info.format != "FLAC":
+        return f"{path} is {info.format}, not FLAC"
+    return "" if info.frames > 0 else f"{path} holds no samples"
+
+
+def _genders(speakers: Path) -> dict[str, str]:
+    """SPEAKERS.TXT's second column by its first; empty where the file is missing."""
+    if not speakers.exists():
+        return {}
+    rows = (line.split("|") for line in speakers.read_text(encoding="utf-8", errors="replace").splitlines())
+    genders = {row[0].strip(): row[1].strip().lower() for row in rows if len(row) > 1}
+    return {reader: gender for reader, gender in genders.items() if gender in ("m", "f")}

@@ -1,0 +1,128 @@
+"""One value of wav.scp read as samples: a path, an archive's entry, or a pipe, whose common forms need no program."""
+
+import io
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from espnet_mla.recipe.files import RecipeError
+
+ARCHIVED = re.compile(r"(?P<path>.+):\d+")
+# How Kaldi's and ESPnet's scripts write a pipe: one program that reads, then any number of sox that change the speed.
+READERS = (
+    re.compile(r"flac -c -d -s (?P<path>[^-].*)"),
+    re.compile(r"sox (?P<path>[^-].*) -t wav - speed (?P<factor>[0-9]*[.]?[0-9]+)"),
+    re.compile(r"wav-copy (?P<path>[^-].*:\d+) -"),
+)
+SPEED = re.compile(r"sox -t wav - -t wav - speed (?P<factor>[0-9]*[.]?[0-9]+)")
+FOR_THE_SHELL = re.compile(r"""["'`$\\<>;&*?(){}~]""")
+
+
+def read(entry: str) -> tuple[np.ndarray, int]:
+    """Read the audio that a value of wav.scp stands for.
+
+    Args:
+        entry: a path to what soundfile reads (FLAC, WAV, ...), `file.ark:offset`, or a command that ends in `|` and
+            writes WAV. `flac -c -d -s PATH`, `sox PATH -t wav - speed F` and `sox -t wav - -t wav - speed F` are done
+            here; every other command is run by the shell.
+
+    Returns:
+        samples: (time,), float32 in [-1, 1]; channels are averaged.
+        rate: Hz.
+
+    Raises:
+        RecipeError: the file is missing or broken, holds no samples, or the command fails.
+    """
+    try:
+        samples, rate = _read(entry.strip())
+    except (soundfile.SoundFileError, OSError, RuntimeError, ValueError) as error:
+        raise RecipeError(f"cannot read {entry}: {error}") from None
+    if samples.ndim == 2:
+        samples = samples.mean(axis=1)  # (time, channels) -> (time,)
+    if samples.size == 0:
+        raise RecipeError(f"cannot read {entry}: no samples")
+    if not np.isfinite(samples).all():
+        raise RecipeError(f"cannot read {entry}: samples that are not finite numbers")
+    return samples, rate
+
+
+def is_path(entry: str) -> bool:
+    """Whether the value is nothing but a path."""
+    return not entry.rstrip().endswith("|") and (ARCHIVED.fullmatch(entry) is None or os.path.exists(entry))
+
+
+def origin(entry: str) -> Path | None:
+    """The file that the audio comes from, or None where only a shell could tell."""
+    if is_path(entry):
+        return Path(entry)
+    path = entry
+    if entry.rstrip().endswith("|"):
+        native = _parse(entry)
+        if native is None:
+            return None
+        path, _ = native
+    archived = ARCHIVED.fullmatch(path)
+    return Path(archived["path"] if archived else path)
+
+
+def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:
+    """Play `factor` times as fast, pitch included, as sox's `speed` does: time / factor samples at the same rate."""
+    return soxr.resample(samples, factor, 1.0)
+
+
+def _read(entry: str) -> tuple[np.ndarray, int]:
+    if not entry.endswith("|"):
+        return _read_file(entry)
+    native = _parse(entry)
+    if native is None:
+        return _read_command(entry[:-1])
+    path, factors = native
+    samples, rate = _read_file(path)
+    for factor in factors:
+        samples = change_speed(samples, factor)
+    return samples, rate
+
+
+def _parse(entry: str) -> tuple[str, list[float]] | None:
+    """The file a pipe reads and the speed factors it applies, or None for a pipe that the shell has to run."""
+    first, *rest = (command.strip() for command in entry.strip().removesuffix("|").split("|"))
+    commands = [next(filter(None, (reader.fullmatch(first) for reader in READERS)), None)]
+    commands += [SPEED.fullmatch(command) for command in rest]
+    if None in commands:
+        return None
+    path = commands[0]["path"]
+    if FOR_THE_SHELL.search(path) and not os.path.exists(path):
+        return None
+    return path, [float(match["factor"]) for match in commands if "factor" in match.re.groupindex]
+
+
+def _read_file(path: str) -> tuple[np.ndarray, int]:
+    if ARCHIVED.fullmatch(path) and not os.path.exists(path):
+        from omniio import kaldi  # ESPnet's own reader of archives; a second to import, and seldom needed
+
+        rate, samples = kaldi.load_mat(path)
+        if np.issubdtype(samples.dtype, np.integer):
+            samples = samples / -float(np.iinfo(samples.dtype).min)
+        return samples.astype(np.float32), rate
+    if not os.path.exists(path):
+        raise FileNotFoundError("no such file")
+    with soundfile.SoundFile(path) as file:
+        samples = file.read(dtype="float32")
+        if len(samples) != file.frames:
+            raise ValueError(f"{len(samples)} of {file.frames} samples are there")
+        return samples, file.samplerate
+
+
+def _read_command(command: str) -> tuple[np.ndarray, int]:
+    done = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL, capture_output=True)
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise ValueError(f"the command ended with status {done.returncode}: {said[-1]}")
+    with soundfile.SoundFile(io.BytesIO(done.stdout)) as file:
+        # A program that writes into a pipe cannot know the length when it writes the header.
+        return file.read(dtype="float32"), file.samplerate

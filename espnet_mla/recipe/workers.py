@@ -1,0 +1,54 @@
+"""A function over many items in worker processes, with a progress bar."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from tqdm import tqdm
+
+from espnet_mla.recipe.files import RecipeError
+
+
+def each[Item, Result](
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    nj: int,
+    description: str,
+    fresh: bool = False,
+) -> Iterator[Result]:
+    """Yield `function(item)` for every item, in the order of the items.
+
+    Args:
+        function: defined at the top of a module, so that a worker can import it.
+        items: what it is called with.
+        nj: at most so many processes; no more are started than there are items or processors. With one, and unless
+            `fresh`, the calling process does the work.
+        description: stands before the progress bar.
+        fresh: give every item a process of its own, for libraries whose state outlives a call.
+
+    Raises:
+        RecipeError: a worker was killed from outside (by the kernel, where memory ran out).
+    """
+    nj = min(nj, len(items), os.cpu_count() or 1)
+    bar = {"total": len(items), "desc": description, "dynamic_ncols": True}
+    if not fresh and nj <= 1:
+        yield from tqdm(map(function, items), **bar)
+        return
+    pool = ProcessPoolExecutor(
+        max(nj, 1),
+        # Not fork: the caller may have threads. Not spawn: it would import the caller's main module once a worker.
+        mp_context=multiprocessing.get_context("forkserver"),
+        # Workers start in the folder the caller started in, which is not always the one it is in now.
+        initializer=os.chdir,
+        initargs=(os.getcwd(),),
+        max_tasks_per_child=1 if fresh else None,
+    )
+    try:
+        chunk = 1 if fresh else max(1, min(64, len(items) // (8 * nj)))
+        yield from tqdm(pool.map(function, items, chunksize=chunk), **bar)
+    except BrokenProcessPool:
+        raise RecipeError(f"{description}: a worker process was killed; was there enough memory?") from None
+    finally:
+        pool.shutdown(cancel_futures=True)

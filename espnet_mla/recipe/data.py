@@ -1,0 +1,50 @@
+"""Stage 1, as local/data.sh calls it: a corpus in, the folders data/train_clean_100, data/dev, ... out."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from espnet_mla.recipe import librispeech, mini
+from espnet_mla.recipe.files import RecipeError, write_text
+from espnet_mla.recipe.jobs import end_on_signals
+from espnet_mla.recipe.options import CORES
+from espnet_mla.recipe.report import show_logging
+
+DATA = Path("data")
+CORPORA: dict[str, Callable[[Path, argparse.Namespace], None]] = {
+    "librispeech_100": lambda corpus_dir, options: librispeech.download(corpus_dir),
+    "mini": lambda corpus_dir, options: mini.synthesise(corpus_dir, seed=options.seed, nj=options.nj),
+}
+"""Name -> what brings the corpus into a folder, or does nothing where it is there."""
+NOTES = {"mini": "Mini corpus: synthesised speech, for trying the machinery. Nobody reports a result on it."}
+"""Name -> what every table of results made from the corpus says; stage 13 finds it in data/note."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Bring the corpus into the folder that LIBRISPEECH names, and write data/."""
+    parser = argparse.ArgumentParser(prog="local/data.sh", description=__doc__)
+    parser.add_argument("--corpus", choices=CORPORA, default="librispeech_100")
+    parser.add_argument("--nj", type=int, default=CORES, help="processes side by side (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the mini corpus (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    if options.nj < 1:
+        parser.error(f"--nj {options.nj}: at least 1 is needed")
+    corpus_dir = Path(os.environ.get("LIBRISPEECH") or "downloads")
+    end_on_signals()
+    show_logging()
+    try:
+        CORPORA[options.corpus](corpus_dir, options)
+        librispeech.prepare(corpus_dir, DATA, options.nj)
+        write_text(DATA / "note", NOTES.get(options.corpus, "") + "\n")
+    except (RecipeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

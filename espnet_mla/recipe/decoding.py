@@ -1,0 +1,107 @@
+"""Stage 12: speech to text by espnet2.bin.asr_inference, in jobs side by side, and how long it took."""
+
+import re
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+
+from tqdm import tqdm
+
+from espnet_mla.recipe.files import write_text
+from espnet_mla.recipe.jobs import Followed, count_lines, run_jobs, split_table, threads_for
+from espnet_mla.recipe.layout import Layout, data_type
+from espnet_mla.recipe.options import hertz
+from espnet_mla.recipe.report import log
+from espnet_mla.recipe.training import write_resume_script
+
+OUTPUTS = ("token", "token_int", "score", "text")
+
+
+def decode(layout: Layout) -> None:
+    """Stage 12: decode every test set with `layout.asr_model`."""
+    write_resume_script(layout, layout.asr_exp / layout.inference_tag, 12)
+    for dset in layout.decoded_sets:
+        decode_set(layout, dset)
+
+
+def decode_set(layout: Layout, dset: str) -> None:
+    """Decode one set into `layout.decode_dir(dset)`: text, token, token_int and score, sorted by utterance."""
+    settings, data, folder = layout.settings, layout.data_feats / dset, layout.decode_dir(dset)
+    logdir = folder / "logdir"
+    utterances = count_lines(data / "wav.scp")
+    jobs = min(settings.inference_nj, utterances)
+    numbers = range(1, jobs + 1)
+    split_table(data / "wav.scp", [logdir / f"keys.{n}.scp" for n in numbers])
+    ngpu = int(settings.gpu_inference)
+    commands = [
+        [
+            *layout.python, "-m", "espnet2.bin.asr_inference",
+            "--batch_size", str(settings.batch_size),
+            "--ngpu", str(ngpu),
+            "--data_path_and_name_and_type", f"{data}/wav.scp,speech,{data_type(data)}",
+            "--key_file", f"{logdir}/keys.{n}.scp",
+            "--asr_train_config", str(layout.asr_exp / "config.yaml"),
+            "--asr_model_file", str(layout.asr_model),
+            "--output_dir", f"{logdir}/output.{n}",
+            *(["--config", settings.inference_config] if settings.inference_config else []),
+            *settings.inference_args.split(),
+        ]
+        for n in numbers
+    ]  # fmt: skip
+    logs = [logdir / f"asr_inference.{n}.log" for n in numbers]
+    for earlier in logdir.glob("asr_inference.*.log"):
+        earlier.unlink()
+    log(f"Decoding of {dset} started in {jobs} jobs... log: '{logdir}/asr_inference.*.log'")
+    followed = [Followed(path) for path in logs]
+    # disable=None: a bar only where somebody looks at it.
+    with tqdm(total=utterances, desc=dset, unit="utt", disable=None) as bar:
+
+        def count() -> None:
+            bar.update(sum("best hypo:" in line for job in followed for line in job.new_lines()))
+
+        threads = 1 if ngpu else threads_for(jobs)
+        run_jobs(commands, logs, what=f"decoding {dset}", threads=threads, watch=count)
+    if speed := real_time_factor(logs, hertz(settings.fs)):
+        write_text(logdir / "calculate_rtf.log", speed)
+        log(f"{dset}: {', '.join(speed.splitlines())}")
+
+    for name in OUTPUTS:
+        parts = [logdir / f"output.{n}" / "1best_recog" / name for n in numbers]
+        texts = [part.read_text(encoding="utf-8") for part in parts if part.exists()]
+        lines = [line for text in texts for line in text.split("\n") if line]
+        # Plain order of bytes, as `LC_ALL=C sort`.
+        write_text(folder / name, "".join(f"{line}\n" for line in sorted(lines, key=str.encode)))
+
+
+def real_time_factor(logs: Iterable[Path], rate: int) -> str | None:
+    """Seconds of computing for a second of speech, and milliseconds for an utterance, from the logs of decoding.
+
+    `asr_inference` writes `<time> ... speech length: <samples>` when it has read an utterance and
+    `<time> ... best hypo: ...` when it is done with it. None where the two do not pair off, as where an
+    utterance was too short to decode.
+    """
+    samples, seconds, utterances = 0, 0.0, 0
+    for path in logs:
+        begun: list[datetime] = []
+        ended: list[datetime] = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if length := re.search(r"speech length: (\d+)", line):
+                samples += int(length[1])
+                begun.append(_time(line))
+            elif "best hypo:" in line:
+                ended.append(_time(line))
+        if len(begun) != len(ended):
+            return None
+        seconds += sum((end - begin).total_seconds() for begin, end in zip(begun, ended, strict=True))
+        utterances += len(begun)
+    if not samples:
+        return None
+    audio = samples / rate
+    return (
+        f"Total audio duration: {audio:.3f} [sec]\nTotal decoding time: {seconds:.3f} [sec]\n"
+        f"RTF: {seconds / audio:.3f}\nLatency: {seconds * 1000 / utterances:.3f} [ms/sentence]\n"
+    )
+
+
+def _time(line: str) -> datetime:
+    return datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f")

@@ -1,0 +1,196 @@
+"""Commands run side by side on this machine, each with a log file of the form that Kaldi's run.pl writes.
+
+`python -m espnet_mla.recipe.jobs [--gpu N] [--name NAME] LOG COMMAND...` runs one command as `run.pl` would: it is what
+`espnet2.bin.launch` takes as `--cmd`.
+"""
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from espnet_mla.recipe.files import RecipeError
+from espnet_mla.recipe.options import CORES
+
+POLL_SECONDS = 0.2
+TAIL_LINES = 25
+
+
+class Job:
+    """A running command whose output goes to `log`."""
+
+    def __init__(self, command: Sequence[str], log: Path, threads: int | None = None, own_session: bool = True) -> None:
+        self.log = log
+        self.own_session = own_session
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.output = log.open("w", encoding="utf-8")
+        self.started = time.monotonic()
+        self._write(f"# {shlex.join(command)}\n# Started at {time.ctime()}\n#\n")
+        try:
+            self.process = subprocess.Popen(
+                command, stdout=self.output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                env=environment(threads), start_new_session=own_session,
+            )  # fmt: skip
+        except OSError as error:
+            self.output.close()
+            raise RecipeError(f"{command[0]} cannot be run: {error.strerror}") from None
+
+    def finished(self) -> int | None:
+        """The exit status, or None while the command runs."""
+        status = self.process.poll()
+        if status is not None and not self.output.closed:
+            elapsed = round(time.monotonic() - self.started)
+            self._write(f"# Accounting: time={elapsed} threads=1\n")
+            self._write(f"# Ended (code {status}) at {time.ctime()}, elapsed time {elapsed} seconds\n")
+            self.output.close()
+        return status
+
+    def stop(self) -> None:
+        """End the command and all that it started, if it still runs."""
+        if self.finished() is not None:
+            return
+        for wanted in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, wanted) if self.own_session else self.process.send_signal(wanted)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
+                break
+        self.finished()
+
+    def _write(self, text: str) -> None:
+        self.output.write(text)
+        self.output.flush()
+
+
+def run_jobs(
+    commands: Sequence[Sequence[str]],
+    logs: Sequence[Path],
+    *,
+    what: str,
+    threads: int | None = None,
+    watch: Callable[[], None] = lambda: None,
+    telling_log: Path | None = None,
+) -> None:
+    """Run all commands at once, calling `watch` now and then; the first that fails ends the others.
+
+    `telling_log` is what an error shows, where that is another file than the log of the command that failed.
+
+    Raises:
+        RecipeError: a command failed; the message names its log and shows how it ends.
+    """
+    jobs: list[Job] = []
+    try:
+        for command, log in zip(commands, logs, strict=True):
+            jobs.append(Job(command, log, threads))
+        running = list(jobs)
+        while running:
+            for job in running:
+                status = job.finished()
+                if status:
+                    number = f" (job {jobs.index(job) + 1} of {len(jobs)})" if len(jobs) > 1 else ""
+                    log = telling_log if telling_log and telling_log.exists() else job.log
+                    raise failure(f"{what} failed{number}", status, log)
+            running = [job for job in running if job.finished() is None]
+            watch()
+            if running:
+                time.sleep(POLL_SECONDS)
+    finally:
+        for job in jobs:
+            job.stop()
+
+
+def failure(what: str, status: int, log: Path) -> RecipeError:
+    """The error for a command that ended with `status`: where its log is, and the log's last lines."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    said = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    # A Python program's last line says what went wrong.
+    because = f": {said[-1]}" if said and re.match(r"[\w.]+(Error|Exception): .", said[-1]) else ""
+    reason = f"signal {-status}" if status < 0 else f"exit status {status}"
+    ending = "".join(f"\n    {line}" for line in said[-TAIL_LINES:])
+    return RecipeError(f"{what}{because} ({reason}; log: {log})" + (f"\nThe log ends:{ending}" if ending else ""))
+
+
+def environment(threads: int | None) -> dict[str, str] | None:
+    """The environment with OMP_NUM_THREADS set to `threads`, unless the user has set it; None: as it is."""
+    return None if threads is None else {"OMP_NUM_THREADS": str(threads), **os.environ}
+
+
+def threads_for(jobs: int) -> int:
+    """Threads for each of `jobs` commands that share this machine's cores."""
+    return max(1, CORES // jobs)
+
+
+def split_table(source: Path, parts: Sequence[Path]) -> None:
+    """Cut the lines of `source` into consecutive `parts` whose sizes differ by one at most, the larger ones first."""
+    lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+    size, larger = divmod(len(lines), len(parts))
+    begin = 0
+    for number, part in enumerate(parts):
+        end = begin + size + (number < larger)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text("".join(lines[begin:end]), encoding="utf-8")
+        begin = end
+
+
+def count_lines(path: Path) -> int:
+    """The number of lines of a file."""
+    with path.open("rb") as lines:
+        return sum(1 for _ in lines)
+
+
+class Followed:
+    """A log file that grows: `new_lines` gives the whole lines that came since the last call."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.position = 0
+
+    def new_lines(self) -> Iterator[str]:
+        try:
+            with self.path.open("rb") as log:
+                log.seek(self.position)
+                grown = log.read()
+        except FileNotFoundError:
+            return
+        whole = grown[: grown.rfind(b"\n") + 1]
+        self.position += len(whole)
+        yield from whole.decode("utf-8", errors="replace").splitlines()
+
+
+def end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end this process as Ctrl-C does, so that the commands it started end with it."""
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, end)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command as Kaldi's run.pl does: options with a value each, the log, the command."""
+    rest = list(sys.argv[1:] if arguments is None else arguments)
+    while rest and rest[0].startswith("--"):
+        del rest[:2]
+    if len(rest) < 2:
+        print("usage: python -m espnet_mla.recipe.jobs [--gpu N] [--name NAME] LOG COMMAND...", file=sys.stderr)
+        return 2
+    end_on_signals()
+    log, *command = rest
+    job = Job(command, Path(log), own_session=False)
+    try:
+        job.process.wait()
+        return abs(job.finished() or 0)
+    finally:
+        job.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""Where everything of a run lives: the names of tags, folders and sets, by the rules of ESPnet's asr.sh."""
+
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+from espnet_mla.recipe.files import RecipeError, read_table
+
+IMPLEMENTED = (1, 2, 3, 4, 5, 10, 11, 12, 13)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The options of a run (`settings`) and every name that follows from them.
+
+    `train_set` is the set that is trained on: with speed perturbation it ends in `_sp`. `raw_train_set` is the one that
+    stage 1 makes.
+    """
+
+    settings: SimpleNamespace
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def raw_train_set(self) -> str:
+        return self.settings.train_set
+
+    @property
+    def train_set(self) -> str:
+        return self.settings.train_set + ("_sp" if self.settings.speed_perturb_factors.strip() else "")
+
+    @property
+    def valid_set(self) -> str:
+        return self.settings.valid_set
+
+    @property
+    def test_sets(self) -> tuple[str, ...]:
+        """Each test set once, in the order given, without the validation set."""
+        return tuple(name for name in dict.fromkeys(self.settings.test_sets.split()) if name != self.valid_set)
+
+    @property
+    def eval_valid_set(self) -> bool:
+        named = bool(self.valid_set) and self.valid_set in self.settings.test_sets.split()
+        return self.settings.eval_valid_set or named
+
+    @property
+    def decoded_sets(self) -> tuple[str, ...]:
+        """What stages 12 and 13 work on, as folders below `data_feats`."""
+        return ((f"org/{self.valid_set}",) if self.eval_valid_set else ()) + self.test_sets
+
+    @property
+    def formatted_sets(self) -> dict[str, Path]:
+        """What stage 3 formats: name of the set -> its folder; training and validation go below org/."""
+        trained_on = (self.train_set, self.valid_set)
+        decoded = (self.valid_set,) if self.eval_valid_set else ()
+        names = (*(decoded if self.settings.skip_train else trained_on), *self.test_sets)
+        return {name: self.data_feats / ("org" if name in trained_on else "") / name for name in names}
+
+    @property
+    def data_feats(self) -> Path:
+        return Path(self.settings.dumpdir) / self.settings.feats_type
+
+    @property
+    def train_dir(self) -> Path:
+        return self.data_feats / self.train_set
+
+    @property
+    def valid_dir(self) -> Path:
+        return self.data_feats / self.valid_set
+
+    @property
+    def bpe_train_text(self) -> tuple[Path, ...]:
+        return self._texts(self.settings.bpe_train_text)
+
+    @property
+    def lm_train_text(self) -> tuple[Path, ...]:
+        return self._texts(self.settings.lm_train_text)
+
+    def _texts(self, given: str) -> tuple[Path, ...]:
+        return tuple(map(Path, given.split())) or (self.data_feats / "org" / self.train_set / "text",)
+
+    @property
+    def _lang(self) -> str:
+        return "" if self.settings.lang == "noinfo" else f"{self.settings.lang}_"
+
+    @property
+    def token_listdir(self) -> Path:
+        return Path("data") / f"{self._lang}token_list"
+
+    @property
+    def bpedir(self) -> Path:
+        return self.token_listdir / f"bpe_{self.settings.bpemode}{self.settings.nbpe}"
+
+    @property
+    def bpemodel(self) -> str:
+        """The file of the BPE model as ESPnet's commands take it: "none" where tokens are not BPE."""
+        return str(self.bpedir / "bpe.model") if self.settings.token_type == "bpe" else "none"
+
+    @property
+    def token_list(self) -> Path:
+        folder = self.bpedir if self.settings.token_type == "bpe" else self.token_listdir / self.settings.token_type
+        return folder / "tokens.txt"
+
+    @property
+    def _tokens(self) -> str:
+        settings = self.settings
+        return settings.token_type + (str(settings.nbpe) if settings.token_type == "bpe" else "")
+
+    @property
+    def _sp(self) -> str:
+        return "_sp" if self.settings.speed_perturb_factors.strip() else ""
+
+    @property
+    def asr_tag(self) -> str:
+        settings = self.settings
+        if settings.asr_tag:
+            return settings.asr_tag
+        name = config_name(settings.asr_config) if settings.asr_config else "train"
+        overwritten = re.sub(r"[ |=/]", "", settings.asr_args.replace("--", "_"))
+        return f"{name}_{settings.feats_type}_{self._lang}{self._tokens}{overwritten}{self._sp}"
+
+    @property
+    def asr_exp(self) -> Path:
+        return Path(self.settings.asr_exp or f"{self.settings.expdir}/asr_{self.asr_tag}")
+
+    @property
+    def asr_stats_dir(self) -> Path:
+        settings = self.settings
+        default = f"{settings.expdir}/asr_stats_{settings.feats_type}_{self._lang}{self._tokens}{self._sp}"
+        return Path(settings.asr_stats_dir or default)
+
+    @property
+    def inference_tag(self) -> str:
+        settings = self.settings
+        if settings.inference_tag:
+            return settings.inference_tag
+        name = config_name(settings.inference_config) if settings.inference_config else "inference"
+        overwritten = re.sub(r"[ |=]", "", settings.inference_args.replace("--", "_"))
+        model = re.sub(r"\.[^.]*$", "", settings.inference_asr_model.replace("/", "_"))
+        return f"{name}{overwritten}_asr_model_{model}"
+
+    @property
+    def asr_model(self) -> Path:
+        return self.asr_exp / self.settings.inference_asr_model
+
+    def decode_dir(self, dset: str) -> Path:
+        """The folder of what is decoded of `dset`, one of `decoded_sets`."""
+        return self.asr_exp / self.inference_tag / dset
+
+    @property
+    def skipped(self) -> tuple[int, ...]:
+        """Stages that are left out, in order."""
+        settings = self.settings
+        skipped = {int(number) for number in settings.skip_stages.split()} | {6, 7, 8, 9, 14, 15}
+        skipped |= {1, 2, 3, 4, 5} if settings.skip_data_prep else set()
+        skipped |= {2, 4, 5, 6, 7, 8, 9, 10, 11} if settings.skip_train else set()
+        skipped |= {12, 13} if settings.skip_eval else set()
+        return tuple(sorted(skipped))
+
+    @property
+    def performed(self) -> tuple[int, ...]:
+        """Stages that this run performs, in order."""
+        first, last = self.settings.stage, self.settings.stop_stage
+        return tuple(n for n in IMPLEMENTED if first <= n <= last and n not in self.skipped)
+
+    @property
+    def python(self) -> list[str]:
+        """The command that ESPnet's modules are run with."""
+        return self.settings.python.split() or [sys.executable, "-m", "espnet_mla.run"]
+
+    def resume_script(self, stage: int) -> str:
+        """The content of the run.sh that ESPnet's asr.sh leaves in a folder: this run again, from `stage` on."""
+        program = ["./asr.sh"] if Path("asr.sh").exists() else ["python3", "-m", "espnet_mla.recipe"]
+        return f'{shlex.join([*program, *self.arguments])} --stage {stage} "$@"; exit $?\n'
+
+
+def config_name(config: str) -> str:
+    """`conf/branchformer_mla.yaml` -> `branchformer_mla`, as `basename FILE .yaml` does."""
+    return Path(config).name.removesuffix(".yaml")
+
+
+def data_type(folder: Path) -> str:
+    """How asr_train reads the audio of a data folder: `kaldi_ark` for archives, else `sound`.
+
+    Raises:
+        RecipeError: the folder was not made by stage 3.
+    """
+    formats = read_table(folder / "audio_format") if (folder / "audio_format").exists() else {}
+    kinds = read_table(folder / "feats_type")
+    if list(kinds) != ["raw"]:
+        raise RecipeError(f"{folder / 'feats_type'} says {' '.join(kinds) or 'nothing'}, not raw: run stage 3 again")
+    return "kaldi_ark" if any("ark" in name for name in formats) else "sound"

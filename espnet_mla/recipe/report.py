@@ -1,0 +1,27 @@
+"""What the recipe tells its user: lines with the time, as ESPnet's scripts print them, and elapsed times."""
+
+import logging
+import time
+
+from tqdm import tqdm
+
+TIME = "%Y-%m-%dT%H:%M:%S"
+
+
+def log(text: str) -> None:
+    """Print `text` after date and time, without disturbing a progress bar."""
+    tqdm.write(f"{time.strftime(TIME)} {text}")
+
+
+def show_logging() -> None:
+    """Show what modules report by `logging` in the same form."""
+    handler = logging.Handler()
+    handler.emit = lambda record: log(record.getMessage())  # type: ignore[method-assign]
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def duration(seconds: float) -> str:
+    """`3725` -> `1:02:05`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

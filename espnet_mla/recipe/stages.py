@@ -1,0 +1,214 @@
+"""The stages of the recipe as a table, and the loop that performs those that were asked for."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from espnet_mla.recipe import audio, decoding, tokens, training
+from espnet_mla.recipe.files import RecipeError, write_text
+from espnet_mla.recipe.layout import Layout
+from espnet_mla.recipe.options import hertz
+from espnet_mla.recipe.report import duration, log
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage says when it begins, what it does, and the files it starts from: file -> the stage that makes it."""
+
+    title: Callable[[Layout], str]
+    perform: Callable[[Layout], None]
+    needs: Callable[[Layout], Mapping[Path, int]]
+
+
+def perform(layout: Layout) -> None:
+    """Perform the stages that `layout` asks for.
+
+    Raises:
+        RecipeError: something is missing or wrong; what was done until then stays.
+    """
+    began = time.monotonic()
+    check(layout)
+    log(f"Skipped stages: {' '.join(map(str, layout.skipped))}")
+    for number in layout.performed:
+        stage = STAGES[number]
+        for path, maker in stage.needs(layout).items():
+            if not path.exists():
+                raise RecipeError(f"stage {number} needs {path}, which stage {maker} makes: start with --stage {maker}")
+        log(f"Stage {number}: {stage.title(layout)}")
+        stage_began = time.monotonic()
+        stage.perform(layout)
+        log(f"Stage {number} finished. [elapsed={duration(time.monotonic() - stage_began)}]")
+    log(f"Successfully finished. [elapsed={round(time.monotonic() - began)}s]")
+
+
+def check(layout: Layout) -> None:
+    """Find before any work what would fail after hours: a configuration that is not there, a GPU that is not there.
+
+    Raises:
+        RecipeError: as above.
+    """
+    settings = layout.settings
+    for name in ("asr_config", "inference_config"):
+        if getattr(settings, name):
+            _check_config(name, Path(getattr(settings, name)))
+    if settings.nlsyms_txt != "none" and not Path(settings.nlsyms_txt).is_file():
+        raise RecipeError(f"--nlsyms_txt {settings.nlsyms_txt} does not exist")
+    wanted = {"ngpu": settings.ngpu if 11 in layout.performed else 0,
+              "gpu_inference": int(settings.gpu_inference and 12 in layout.performed)}  # fmt: skip
+    if any(wanted.values()):
+        visible = _gpus()
+        for name, count in wanted.items():
+            if count > visible:
+                given, cpu = (count, 0) if name == "ngpu" else ("true", "false")
+                raise RecipeError(f"--{name} {given}: {visible} GPUs are visible; --{name} {cpu} takes the CPU")
+
+
+def _check_config(name: str, path: Path) -> None:
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path("conf")
+        there = sorted(str(other) for other in folder.glob("*.yaml"))
+        raise RecipeError(f"--{name} {path} does not exist; there are: {', '.join(there) or f'none in {folder}/'}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"--{name} {path} is not YAML: {' '.join(str(error).split())}") from None
+    if content is not None and not isinstance(content, dict):
+        raise RecipeError(f"--{name} {path} must hold `key: value` lines")
+
+
+def _gpus() -> int:
+    # In a process of its own: a process that has touched CUDA is no good parent for others.
+    asked = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    answer = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
+    return int(answer[-1]) if answer else 0
+
+
+def _prepare(layout: Layout) -> None:
+    script = Path("local/data.sh")
+    if not script.exists():
+        raise RecipeError(f"{script} does not exist: run in the folder of a recipe, as egs2/librispeech_100/asr1 is")
+    done = subprocess.run([str(script), *layout.settings.local_data_opts.split()], check=False)
+    if done.returncode:
+        raise RecipeError(f"{script} {layout.settings.local_data_opts}".rstrip() + " failed, see above")
+
+
+def _perturb_speed(layout: Layout) -> None:
+    factors = layout.settings.speed_perturb_factors.split()
+    if factors:
+        audio.perturb_speed(Path("data"), layout.raw_train_set, factors)
+    else:
+        log("Skip stage 2: Speed perturbation")
+
+
+def _format(layout: Layout) -> None:
+    settings = layout.settings
+    for name, target in layout.formatted_sets.items():
+        audio.format_data(Path("data") / name, target, settings.audio_format, hertz(settings.fs), settings.nj)
+
+
+def _remove_long_short(layout: Layout) -> None:
+    settings = layout.settings
+    for name in (layout.train_set, layout.valid_set):
+        org, target = layout.data_feats / "org" / name, layout.data_feats / name
+        audio.remove_long_short(org, target, hertz(settings.fs), settings.min_wav_duration, settings.max_wav_duration)
+    lines = [line for path in layout.lm_train_text for line in path.read_text(encoding="utf-8").split("\n")]
+    write_text(layout.data_feats / "lm_train.txt", "".join(f"{line}\n" for line in lines if len(line.split()) > 1))
+
+
+def _score(layout: Layout) -> None:
+    from espnet_mla.recipe import scoring
+
+    settings = layout.settings
+    for dset in layout.decoded_sets:
+        scoring.score(
+            layout.data_feats / dset,
+            layout.decode_dir(dset),
+            bpemodel=layout.bpemodel,
+            cleaner=settings.cleaner,
+            hyp_cleaner=settings.hyp_cleaner,
+            nlsyms_txt=settings.nlsyms_txt,
+        )
+    # Stage 1 leaves a note where a corpus is one that nobody reports results on.
+    note = Path("data/note").read_text(encoding="utf-8").strip() if Path("data/note").exists() else ""
+    print(scoring.write_results(layout.asr_exp, note).read_text(encoding="utf-8"), flush=True)
+
+
+def _statistics_inputs(layout: Layout) -> dict[Path, int]:
+    folders = (layout.train_dir, layout.valid_dir)
+    return {**{folder / name: 4 for folder in folders for name in ("wav.scp", "text")}, **_token_inputs(layout)}
+
+
+def _token_inputs(layout: Layout) -> dict[Path, int]:
+    model = {Path(layout.bpemodel): 5} if layout.settings.token_type == "bpe" else {}
+    return {**model, layout.token_list: 5}
+
+
+def _training_inputs(layout: Layout) -> dict[Path, int]:
+    stats, settings = layout.asr_stats_dir, layout.settings
+    shapes = ("speech_shape", f"text_shape.{settings.token_type}")
+    names = [f"{part}/{shape}" for part in ("train", "valid") for shape in shapes]
+    names += ["train/feats_stats.npz"] if settings.feats_normalize == "global_mvn" else []
+    return {**_statistics_inputs(layout), **{stats / name: 10 for name in names}}
+
+
+def _decoding_inputs(layout: Layout) -> dict[Path, int]:
+    audio_lists = {layout.data_feats / dset / "wav.scp": 3 for dset in layout.decoded_sets}
+    return {**audio_lists, layout.asr_exp / "config.yaml": 11, layout.asr_model: 11}
+
+
+def _scoring_inputs(layout: Layout) -> dict[Path, int]:
+    references = {layout.data_feats / dset / "text": 3 for dset in layout.decoded_sets}
+    return {**references, **{layout.decode_dir(dset) / "text": 12 for dset in layout.decoded_sets}}
+
+
+def _token_texts(layout: Layout) -> dict[Path, int]:
+    if layout.settings.token_type != "bpe":
+        return {layout.data_feats / "lm_train.txt": 4}
+    return dict.fromkeys(layout.bpe_train_text, 1 if layout.settings.bpe_train_text else 3)
+
+
+STAGES = {
+    1: Stage(
+        lambda at: f"Data preparation for data/{at.raw_train_set}, data/{at.valid_set}, etc.",
+        _prepare,
+        lambda at: {},
+    ),
+    2: Stage(
+        lambda at: f"Speed perturbation: data/{at.raw_train_set} -> data/{at.raw_train_set}_sp",
+        _perturb_speed,
+        lambda at: {Path("data") / at.raw_train_set / "wav.scp": 1},
+    ),
+    3: Stage(
+        lambda at: f"Format wav.scp: data/ -> {at.data_feats}",
+        _format,
+        lambda at: {Path("data") / name / "wav.scp": 2 if name.endswith("_sp") else 1 for name in at.formatted_sets},
+    ),
+    4: Stage(
+        lambda at: f"Remove long/short data: {at.data_feats}/org -> {at.data_feats}",
+        _remove_long_short,
+        lambda at: {at.data_feats / "org" / name / "utt2num_samples": 3 for name in (at.train_set, at.valid_set)},
+    ),
+    5: Stage(
+        lambda at: f"Generate token_list {at.token_list} ({at.settings.token_type})",
+        tokens.make_token_list,
+        _token_texts,
+    ),
+    10: Stage(
+        lambda at: f"ASR collect stats: train_set={at.train_dir}, valid_set={at.valid_dir}",
+        training.collect_stats,
+        _statistics_inputs,
+    ),
+    11: Stage(
+        lambda at: f"ASR Training: train_set={at.train_dir}, valid_set={at.valid_dir}",
+        training.train,
+        _training_inputs,
+    ),
+    12: Stage(lambda at: f"Decoding: training_dir={at.asr_exp}", decoding.decode, _decoding_inputs),
+    13: Stage(lambda at: f"Scoring: {at.asr_exp / at.inference_tag}", _score, _scoring_inputs),
+}
+"""Number -> stage, in the order of performance. 6 to 9 (language models) are ESPnet's own asr.sh's alone."""

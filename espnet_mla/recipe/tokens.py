@@ -1,0 +1,104 @@
+"""Stage 5: the list of tokens, from sentencepiece for BPE and from ESPnet's own tokenizer for characters and words."""
+
+import contextlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from espnet_mla.recipe.files import RecipeError, replacing, write_text
+from espnet_mla.recipe.jobs import run_jobs
+from espnet_mla.recipe.layout import Layout
+
+
+def make_token_list(layout: Layout) -> None:
+    """Write `layout.token_list`; for BPE also train.txt, bpe.model and bpe.vocab beside it.
+
+    Raises:
+        RecipeError: there is no text, or the text does not allow a vocabulary of `--nbpe`.
+    """
+    TOKEN_LISTS[layout.settings.token_type](layout)
+
+
+def _bpe(layout: Layout) -> None:
+    from sentencepiece import SentencePieceTrainer
+
+    settings, bpedir = layout.settings, layout.bpedir
+    sentences = [words for path in layout.bpe_train_text for words in _sentences(path)]
+    if not sentences:
+        raise RecipeError(f"--bpe_train_text {' '.join(map(str, layout.bpe_train_text))} holds no text")
+    train_text = bpedir / "train.txt"
+    write_text(train_text, "".join(f"{words}\n" for words in sentences))
+
+    # sentencepiece writes two files in place; they are made in a folder beside and moved when both are whole.
+    partial = bpedir / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        SentencePieceTrainer.train(
+            input=str(train_text),
+            vocab_size=settings.nbpe,
+            model_type=settings.bpemode,
+            model_prefix=str(partial / "bpe"),
+            character_coverage=settings.bpe_char_cover,
+            input_sentence_size=settings.bpe_input_sentence_size,
+            user_defined_symbols=_symbols(settings.bpe_nlsyms),
+            minloglevel=1,
+        )
+        for name in ("bpe.model", "bpe.vocab"):
+            os.replace(partial / name, bpedir / name)
+    except RuntimeError as error:
+        raise _vocabulary_error(settings.nbpe, str(error)) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+    # The first three pieces are sentencepiece's <unk>, <s>, </s>.
+    pieces = [line.split()[0] for line in (bpedir / "bpe.vocab").read_text(encoding="utf-8").split("\n") if line][3:]
+    tokens = [settings.blank, settings.oov, *pieces, settings.sos_eos]
+    write_text(layout.token_list, "".join(f"{token}\n" for token in tokens))
+
+
+def _tokenized(layout: Layout) -> None:
+    settings = layout.settings
+    with replacing(layout.token_list) as partial:
+        command = [
+            sys.executable, "-m", "espnet2.bin.tokenize_text",
+            "--token_type", settings.token_type,
+            "--input", str(layout.data_feats / "lm_train.txt"),
+            "--output", str(partial),
+            "--non_linguistic_symbols", settings.nlsyms_txt,
+            "--field", "2-",
+            "--cleaner", settings.cleaner,
+            "--g2p", "none",
+            "--write_vocabulary", "true",
+            "--add_symbol", f"{settings.blank}:0",
+            "--add_symbol", f"{settings.oov}:1",
+            "--add_symbol", f"{settings.sos_eos}:-1",
+        ]  # fmt: skip
+        run_jobs([command], [layout.token_list.with_name("tokenize_text.log")], what="making the token list")
+
+
+TOKEN_LISTS: dict[str, Callable[[Layout], None]] = {"bpe": _bpe, "char": _tokenized, "word": _tokenized}
+
+
+def _sentences(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [words for line in lines if (words := line.partition(" ")[2].strip())]
+
+
+def _symbols(given: str) -> list[str]:
+    path = Path(given)
+    with contextlib.suppress(OSError):
+        if given and path.is_file():
+            return [line.split()[0] for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    return [symbol for symbol in given.split(",") if symbol]
+
+
+def _vocabulary_error(nbpe: int, said: str) -> RecipeError:
+    if largest := re.search(r"too high.*<= (\d+)", said, re.DOTALL):
+        return RecipeError(f"--nbpe {nbpe} is more than the training text allows: at most {largest[1]} is possible")
+    if smallest := re.search(r"smaller than required_chars\. \d+ vs (\d+)", said):
+        return RecipeError(f"--nbpe {nbpe} is less than the characters of the text: at least {smallest[1]} is needed")
+    return RecipeError(f"--nbpe {nbpe}: sentencepiece says: {said}")

@@ -1,0 +1,191 @@
+"""Stages 10 and 11: the statistics of the data, and training, both by espnet2.bin.asr_train."""
+
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import yaml
+
+from espnet_mla.recipe.files import RecipeError, write_text
+from espnet_mla.recipe.jobs import Followed, count_lines, run_jobs, split_table, threads_for
+from espnet_mla.recipe.layout import Layout, data_type
+from espnet_mla.recipe.report import log
+
+NO_STEP = "The gradients at all steps are invalid in this epoch"  # asr_train's words
+
+
+def collect_stats(layout: Layout) -> None:
+    """Stage 10: lengths of all utterances and the mean and variance of the features, into `layout.asr_stats_dir`."""
+    settings, stats_dir = layout.settings, layout.asr_stats_dir
+    sets = {"train": layout.train_dir, "valid": layout.valid_dir}
+    logdir = stats_dir / "logdir"
+    jobs = min(settings.nj, *(count_lines(folder / "wav.scp") for folder in sets.values()))
+    numbers = range(1, jobs + 1)
+    for part, folder in sets.items():
+        split_table(folder / "wav.scp", [logdir / f"{part}.{n}.scp" for n in numbers])
+    write_resume_script(layout, stats_dir, 10)
+
+    kind = data_type(layout.train_dir)
+    common = [*_config(settings), "--frontend_conf", f"fs={settings.fs}"]
+    for part, folder in sets.items():
+        common += [f"--{part}_data_path_and_name_and_type", f"{folder}/wav.scp,speech,{kind}"]
+        common += [f"--{part}_data_path_and_name_and_type", f"{folder}/text,text,text"]
+    commands = [
+        [
+            *layout.python, "-m", "espnet2.bin.asr_train",
+            "--collect_stats", "true",
+            *_text_options(layout),
+            "--train_shape_file", f"{logdir}/train.{n}.scp",
+            "--valid_shape_file", f"{logdir}/valid.{n}.scp",
+            "--output_dir", f"{logdir}/stats.{n}",
+            *common, *settings.asr_args.split(),
+        ]
+        for n in numbers
+    ]  # fmt: skip
+    log(f"ASR collect-stats started in {jobs} jobs... log: '{logdir}/stats.*.log'")
+    logs = [logdir / f"stats.{n}.log" for n in numbers]
+    run_jobs(commands, logs, what="collecting statistics", threads=threads_for(jobs))
+    _aggregate(layout, [logdir / f"stats.{n}" for n in numbers])
+
+
+def train(layout: Layout) -> None:
+    """Stage 11: train the model in `layout.asr_exp`, going on where an earlier run ended."""
+    settings, asr_exp, stats_dir = layout.settings, layout.asr_exp, layout.asr_stats_dir
+    sets = {"train": layout.train_dir, "valid": layout.valid_dir}
+    options = [*_config(settings), "--frontend_conf", f"fs={settings.fs}", *_precision(settings)]
+    if settings.feats_normalize == "global_mvn":
+        options += ["--normalize=global_mvn", "--normalize_conf", f"stats_file={stats_dir}/train/feats_stats.npz"]
+    for part, folder in sets.items():
+        options += [f"--{part}_data_path_and_name_and_type", f"{folder}/wav.scp,speech,{data_type(folder)}"]
+        options += [f"--{part}_shape_file", f"{stats_dir}/{part}/speech_shape"]
+        options += [f"--{part}_data_path_and_name_and_type", f"{folder}/text,text,text"]
+        options += [f"--{part}_shape_file", f"{stats_dir}/{part}/text_shape.{settings.token_type}"]
+    write_resume_script(layout, asr_exp, 11)
+
+    train_log = asr_exp / "train.log"
+    runner = shlex.join([sys.executable, "-m", "espnet_mla.recipe.jobs", "--name", str(train_log)])
+    # launch, like the joining of statistics, builds no model: it needs no plugin.
+    command = [
+        sys.executable, "-m", "espnet2.bin.launch",
+        "--cmd", runner,
+        "--log", str(train_log),
+        "--ngpu", str(settings.ngpu),
+        "--num_nodes", "1",
+        "--init_file_prefix", f"{asr_exp}/.dist_init_",
+        "--multiprocessing_distributed", "true",
+        "--",
+        *layout.python, "-m", "espnet2.bin.asr_train",
+        *_text_options(layout),
+        "--resume", "true",
+        *(["--init_param", *settings.pretrained_model.split()] if settings.pretrained_model else []),
+        "--ignore_init_mismatch", str(settings.ignore_init_mismatch).lower(),
+        "--fold_length", str(settings.asr_speech_fold_length * 100),
+        "--fold_length", str(settings.asr_text_fold_length),
+        "--output_dir", str(asr_exp),
+        *options, *settings.asr_args.split(),
+    ]  # fmt: skip
+    log(f"ASR training started... log: '{train_log}'")
+    # One process on the CPU takes every core; on GPUs the CPU only feeds them.
+    threads = 1 if settings.ngpu else threads_for(1)
+    followed = Followed(train_log)
+    stopped: list[str] = []
+
+    def tell_epochs() -> None:
+        for line in followed.new_lines():
+            if told := epoch_line(line):
+                log(told)
+            if NO_STEP in line:
+                stopped.append(line)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        # launch only repeats the command and, after a failure, the end of train.log.
+        launch_log = Path(scratch) / "launch.log"
+        run_jobs([command], [launch_log], what="training", threads=threads, watch=tell_epochs, telling_log=train_log)
+    if stopped:
+        # asr_train ends without an error then, and what it leaves looks like a trained model.
+        raise RecipeError(
+            "training stopped: no batch of an epoch led to a step. Either no gradient was finite, or accum_grad is "
+            f"more than the batches of an epoch; log: {train_log}"
+        )
+
+
+def epoch_line(line: str) -> str | None:
+    """The short form of a line of train.log that ends an epoch; None for any other line.
+
+    ESPnet writes `3epoch results: [train] loss=20.1, ..., time=41.2 seconds, total_count=.., [valid] loss=11.2, ...`.
+    """
+    found = re.search(r"(\d+)epoch results: \[train\](.*)\[valid\]([^\[]*)", line)
+    if not found:
+        return None
+    epoch, trained, valid = found[1], _figures(found[2]), _figures(found[3])
+    shown = [f"train {name} {trained[name]}" for name in ("loss",) if name in trained]
+    shown += [f"valid {name} {valid[name]}" for name in ("loss", "acc", "cer_ctc", "wer") if name in valid]
+    took = re.search(r", time=(.*?), total_count", found[2])
+    return f"epoch {epoch}: {', '.join(shown)}" + (f" ({took[1]})" if took else "")
+
+
+def write_resume_script(layout: Layout, folder: Path, stage: int) -> None:
+    """Leave `folder`/run.sh, which performs this run again from `stage` on."""
+    log(f"Generate '{folder}/run.sh'. You can resume the process from stage {stage} using this script")
+    write_text(folder / "run.sh", layout.resume_script(stage))
+    (folder / "run.sh").chmod(0o755)
+
+
+def _figures(text: str) -> dict[str, str]:
+    return {name: value for name, value in re.findall(r"(\w+)=([^, ]+)", text) if value != "nan"}
+
+
+def _config(settings: SimpleNamespace) -> list[str]:
+    return ["--config", settings.asr_config] if settings.asr_config else []
+
+
+def _text_options(layout: Layout) -> list[str]:
+    settings = layout.settings
+    return [
+        "--use_preprocessor", "true",
+        "--bpemodel", layout.bpemodel,
+        "--token_type", settings.token_type,
+        "--token_list", str(layout.token_list),
+        "--non_linguistic_symbols", settings.nlsyms_txt,
+        "--cleaner", settings.cleaner,
+        "--g2p", "none",
+    ]  # fmt: skip
+
+
+def _precision(settings: SimpleNamespace) -> list[str]:
+    """Mixed precision is for GPUs: on the CPU it is switched off, whatever the configuration says."""
+    if settings.ngpu or not settings.asr_config:
+        return []
+    config = yaml.safe_load(Path(settings.asr_config).read_text(encoding="utf-8")) or {}
+    if not config.get("use_amp"):
+        return []
+    log(f"No GPU (--ngpu 0): use_amp of {settings.asr_config} is set to false")
+    return ["--use_amp", "false"]
+
+
+def _aggregate(layout: Layout, parts: Sequence[Path]) -> None:
+    """Join what the jobs found, and append the number of tokens to the text shapes, for counting batch_bins."""
+    settings, stats_dir = layout.settings, layout.asr_stats_dir
+    partial = stats_dir / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    command = [sys.executable, "-m", "espnet2.bin.aggregate_stats_dirs", "--output_dir", str(partial)]
+    for part in parts:
+        command += ["--input_dir", str(part)]
+    command += ["--skip_sum_stats"] if settings.feats_normalize != "global_mvn" else []
+    run_jobs([command], [stats_dir / "logdir" / "aggregate.log"], what="joining statistics")
+    tokens = count_lines(layout.token_list)
+    for part in ("train", "valid"):
+        shapes = (partial / part / "text_shape").read_text(encoding="utf-8").splitlines()
+        write_text(
+            partial / part / f"text_shape.{settings.token_type}", "".join(f"{shape},{tokens}\n" for shape in shapes)
+        )
+        (stats_dir / part).mkdir(exist_ok=True)
+        for made in sorted((partial / part).iterdir()):
+            os.replace(made, stats_dir / part / made.name)
+    shutil.rmtree(partial)

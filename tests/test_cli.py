@@ -1,0 +1,34 @@
+"""The espnet-mla command answers at once and hands over to what it names."""
+
+import subprocess
+import sys
+
+import pytest
+
+from espnet_mla import cli
+
+
+def test_help_lists_every_command_and_loads_neither_torch_nor_espnet():
+    code = "import sys; from espnet_mla import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "assert not {'torch', 'espnet2'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(name in done.stdout for name in cli.COMMANDS)
+
+
+def test_what_follows_the_command_is_the_commands_own(monkeypatch):
+    given = []
+    monkeypatch.setitem(cli.COMMANDS, "recipe", ("", lambda arguments: given.append(arguments) or 7))
+    assert cli.main(["recipe", "--stage", "3", "--help"]) == 7
+    assert given == [["--stage", "3", "--help"]]
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith("espnet-mla ")
+
+
+def test_an_unknown_command_is_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["trian"])
+    assert ended.value.code == 2 and "recipe" in capsys.readouterr().err

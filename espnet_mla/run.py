@@ -16,22 +16,21 @@ espnet_mla.register()
 
 
 def main(arguments: list[str]) -> None:
-    """Run what `arguments` name, as the interpreter's command line would."""
+    """Run what `arguments` name, as the interpreter's command line would.
+
+    Either way sys.modules["__main__"], which `spawn` looks at, stays this module.
+    """
     match arguments:
         case ["-m", module, *rest]:
             sys.argv = [module, *rest]
-            _run_module(module)
+            runpy.run_module(module, run_name="__main__", alter_sys=False)
         case [script, *rest] if not script.startswith("-"):
             sys.argv = [script, *rest]
             sys.path[0] = str(Path(script).resolve().parent)
-            runpy.run_path(script, run_name="__main__")
+            # Not runpy.run_path, which makes the script the main module.
+            exec(compile(Path(script).read_bytes(), script, "exec"), {"__name__": "__main__", "__file__": script})
         case _:
             sys.exit(USAGE)
-
-
-def _run_module(module: str) -> None:
-    # alter_sys=False keeps sys.modules["__main__"], which `spawn` looks at, as it is.
-    runpy.run_module(module, run_name="__main__", alter_sys=False)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ import subprocess
 import sys
 import textwrap
 
-import pytest
-
 
 
 def run(*arguments, cwd=None):
@@ -67,8 +65,7 @@ def test_a_spawned_worker_knows_the_choices(tmp_path):
     assert done.stdout == "MLA\n", done.stderr
 
 
-@pytest.mark.parametrize("arguments", [(), ("-c", "pass"), ("--help",)])
-def test_anything_else_is_answered_with_the_usage(arguments):
-    done = run(*arguments)
+def test_anything_else_is_answered_with_the_usage():
+    done = run("-c", "pass")
     assert done.returncode == 1
     assert "usage: python -m espnet_mla.run -m module" in done.stderr

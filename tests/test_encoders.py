@@ -91,6 +91,22 @@ def test_every_choice_runs_and_padding_never_changes_a_real_frame(name, kind, po
     torch.testing.assert_close(out[1, : lengths[1]], alone[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "kind", "position"), [choice for choice in CHOICES if "abs" not in choice[2]])
+def test_compiling_breaks_no_graph_and_changes_no_output(name, kind, position):
+    torch.compiler.reset()
+    encoder = choose(name, kind, position)
+    compiled = torch.compile(encoder, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(encode(compiled)[0], encode(encoder)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "kind", "position"), [choice for choice in CHOICES if "abs" not in choice[2]])
+def test_an_exported_encoder_gives_the_same_output(name, kind, position):
+    encoder = choose(name, kind, position)
+    example = (torch.randn(2, 60, 20), torch.tensor([60, 41]))
+    exported = torch.export.export(encoder, example).module()
+    torch.testing.assert_close(encode(exported)[0], encode(encoder)[0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_the_order_of_frames_matters_with_rope(name):
     encoder = choose(name, "mha", "rope")

@@ -1,6 +1,7 @@
 """What every attention shares: sizes, positions, and softmax attention over whatever keys and values it makes."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,10 @@ from espnet_mla.attention.positions import relative_shift, rotate
 
 # The values of ESPnet's pos_enc_layer_type. The absolute ones are added before the first layer: an attention sees none.
 POSITIONS = ("rel_pos", "abs_pos", "scaled_abs_pos", "rope")
+
+# For `_rows_at_a_time`, measured with benchmarks/attention.py.
+_CACHE_BYTES = 1 << 20
+_LEAST_ROWS = 32
 
 
 class Attention(nn.Module):
@@ -83,8 +88,13 @@ class Attention(nn.Module):
         return self.attend(query, self.project_kv(key, mask), position[0] if position else None, mask)
 
 
-class RelativePosition(nn.Module):
-    """The parameters of ESPnet's relative positions, to be mixed into an attention under ESPnet's names."""
+class SoftmaxAttention(Attention):
+    """Attention whose weights are a softmax, through PyTorch's fused kernels.
+
+    With relative positions (Dai et al. 2019, eq. 2) the score of query i and key j is
+    (q_i + u) . k_j + (q_i + v) . W_p r_{i-j}, the second term travelling as an additive mask. Its parameters bear
+    ESPnet's names: linear_pos, pos_bias_u (u) and pos_bias_v (v).
+    """
 
     def add_relative_position(self, d_key: int) -> None:
         """Add linear_pos (d, h d_key), pos_bias_u and pos_bias_v (h, d_key)."""
@@ -94,38 +104,71 @@ class RelativePosition(nn.Module):
         nn.init.xavier_uniform_(self.pos_bias_u)
         nn.init.xavier_uniform_(self.pos_bias_v)
 
+    def softmax_attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        position: Tensor | None,
+        mask: Tensor | None,
+        to_keys: Callable[[Tensor], Tensor] = lambda q: q,
+    ) -> Tensor:
+        """Softmax attention, with the position term where `self.position` is rel_pos.
 
-class SoftmaxAttention(Attention, RelativePosition):
-    """Attention whose weights are a softmax, through PyTorch's fused kernels.
+        Args:
+            q: (b, h, t_q, d_query).
+            k: (b, h or fewer, t_k, d_key).
+            v: (b, h or fewer, t_k, d_value).
+            position, mask: as in `attend`.
+            to_keys: carries queries into the space of the keys, where that is not theirs: d_query -> d_key.
 
-    With relative positions (Dai et al. 2019, eq. 2) the score of query i and key j is
-    (q_i + u) . k_j + (q_i + v) . W_p r_{i-j}, the second term travelling as an additive mask.
-    """
+        Returns:
+            (b, h, t_q, d_value).
 
-    def position_bias(self, q: Tensor, position: Tensor, time_k: int, scale: float) -> Tensor:
-        """The scaled second term of the score, (b, h, t_q, t_k), of queries q (b, h, t_q, d_key)."""
-        p = self.linear_pos(position).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (1, h, distances, d_key)
-        q = (q + self.pos_bias_v.unsqueeze(-2)) * scale
-        return relative_shift(q @ p.transpose(-1, -2), time_k)
-
-    def score_mask(self, q: Tensor, position: Tensor | None, mask: Tensor | None, time_k: int, scale: float):
-        """The additive or boolean mask for the fused kernel, broadcastable to (b, h, t_q, t_k), or None."""
+        Raises:
+            ValueError: rel_pos, but no position.
+        """
+        scale = 1 / math.sqrt(q.shape[-1])
         if mask is not None:
             mask = mask.unsqueeze(1).bool()  # (b, 1, 1 or t_q, t_k)
         if self.position != "rel_pos":
-            return mask
+            return self._fused(to_keys(q), k, v, mask, scale)
         if position is None:
             raise ValueError(f"{self.name} was built for rel_pos, but was called without position embeddings")
-        bias = self.position_bias(q, position, time_k, scale)
-        return bias if mask is None else bias.masked_fill(~mask, -math.inf)
+        p = self.linear_pos(position).unflatten(-1, (self.num_heads, -1)).permute(0, 2, 3, 1)  # (1, h, d, distances)
+        to_positions = (q + self.pos_bias_v.unsqueeze(-2)) * scale
+        q = to_keys(q + self.pos_bias_u.unsqueeze(-2))
+        time_q, time_k = q.shape[-2], k.shape[-2]
+        outs = []
+        rows = _rows_at_a_time(q, time_k)
+        for start in range(0, time_q, rows):
+            end = min(start + rows, time_q)
+            # The distances that these rows see. All rows together see nearly twice as many as there are keys.
+            seen = p[..., time_q - end : time_q - start + time_k - 1]
+            bias = relative_shift(to_positions[..., start:end, :] @ seen, time_k)  # (b, h, rows, t_k)
+            if mask is not None:
+                bias = bias.masked_fill(~(mask if mask.shape[-2] == 1 else mask[..., start:end, :]), -math.inf)
+            outs.append(self._fused(q[..., start:end, :], k, v, bias, scale))
+        return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-2)
 
-    def softmax_attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        """(b, h, t_q, d_key), (b, h or fewer, t_k, d_key), (b, h or fewer, t_k, d_value) -> (b, h, t_q, d_value)."""
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         dropout = self.dropout_rate if self.training else 0.0
         shared = k.shape[1] != q.shape[1]
         return nn.functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=shared
         )
+
+
+def _rows_at_a_time(q: Tensor, time_k: int) -> int:
+    """How many queries the position term is made for at a time.
+
+    On a CPU as many as keep it in the cache: it is written once, read once and gone. A GPU wants one large kernel, and
+    so do torch.compile and torch.export, which would unroll the loop.
+    """
+    if q.device.type != "cpu" or torch.compiler.is_compiling():
+        return q.shape[-2]
+    row = q.shape[0] * q.shape[1] * time_k * q.element_size()
+    return max(_LEAST_ROWS, _CACHE_BYTES // row)
 
 
 def window_positions(time_q: int, time_k: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,5 @@
 """Multi-head attention, and grouped-query attention, which is the same with fewer heads of keys and values."""
 
-import math
-
 from torch import Tensor, nn
 
 from espnet_mla.attention.base import SoftmaxAttention, rotate_window
@@ -51,13 +49,9 @@ class GQA(SoftmaxAttention):
     def attend(self, query: Tensor, kv: FrameCache, position: Tensor | None, mask: Tensor | None) -> Tensor:
         k, v = kv.tensors
         q = self._heads(self.linear_q(query))
-        scale = 1 / math.sqrt(self.d_head)
-        mask = self.score_mask(q, position, mask, k.shape[-2], scale)
-        if self.position == "rel_pos":
-            q = q + self.pos_bias_u.unsqueeze(-2)
-        elif self.position == "rope":
+        if self.position == "rope":
             q, k = rotate_window(q, k)
-        out = self.softmax_attention(q, k, v, mask, scale)
+        out = self.softmax_attention(q, k, v, position, mask)
         return self.linear_out(out.transpose(1, 2).flatten(-2))
 
 

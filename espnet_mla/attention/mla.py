@@ -1,7 +1,5 @@
 """Multi-head latent attention: one small vector a frame stands for the keys and values of all heads."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -109,37 +107,34 @@ class MLA(SoftmaxAttention):
         if self.q_lora_rank:
             query = self.linear_q_down(query)
         q = self.linear_q(query).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (b, h, t_q, d_key)
-        scale = 1 / math.sqrt(q.shape[-1])
-        mask = self.score_mask(q, position, mask, time_k, scale)
         k_rope = None
-        if self.position == "rel_pos":
-            q = q + self.pos_bias_u.unsqueeze(-2)
-        elif self.position == "rope":
+        if self.position == "rope":
             q, q_rope = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), dim=-1)
             q_rope, k_rope = rotate_window(q_rope, kv.tensors[1].unsqueeze(1))
             q = torch.cat((q, q_rope), dim=-1)
         way = self._absorbed if self.absorbing_is_cheaper(time_q, time_k) else self._expanded
-        out = way(q, latent, k_rope, mask, scale)  # (b, h, t_q, v_head_dim)
+        out = way(q, latent, k_rope, position, mask)  # (b, h, t_q, v_head_dim)
         return self.linear_out(out.transpose(1, 2).flatten(-2))
 
-    def _expanded(self, q: Tensor, latent: Tensor, k_rope: Tensor | None, mask: Tensor | None, scale: float) -> Tensor:
+    def _expanded(self, q: Tensor, latent: Tensor, k_rope: Tensor | None, *place: Tensor | None) -> Tensor:
         k = self.linear_k_up(latent).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         v = self.linear_v_up(latent).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         if k_rope is not None:
             k = torch.cat((k, k_rope.to(k.dtype).expand(-1, self.num_heads, -1, -1)), dim=-1)
-        return self.softmax_attention(q, k, v, mask, scale)
+        return self.softmax_attention(q, k, v, *place)
 
-    def _absorbed(self, q: Tensor, latent: Tensor, k_rope: Tensor | None, mask: Tensor | None, scale: float) -> Tensor:
+    def _absorbed(self, q: Tensor, latent: Tensor, k_rope: Tensor | None, *place: Tensor | None) -> Tensor:
         w_uk = self.linear_k_up.weight.unflatten(0, (self.num_heads, -1))  # (h, qk_nope_head_dim, rank)
         w_uv = self.linear_v_up.weight.unflatten(0, (self.num_heads, -1))  # (h, v_head_dim, rank)
         shared = latent.unsqueeze(1)  # one head for all queries: (b, 1, t_k, rank)
-        if k_rope is None:
-            q = q @ w_uk
-        else:
-            q, q_rope = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), dim=-1)
-            q = torch.cat((q @ w_uk, q_rope), dim=-1)
+        if k_rope is not None:
             shared = torch.cat((shared, k_rope.to(shared.dtype)), dim=-1)
+
+        def to_latents(q: Tensor) -> Tensor:
+            content, rotary = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), dim=-1)
+            return torch.cat((content @ w_uk, rotary), dim=-1)
+
         # Values are the latents too. The rotary columns ride along, so that keys and values are one tensor of one
         # width, which the fused kernels want, and are dropped after.
-        summed = self.softmax_attention(q, shared, shared, mask, scale)[..., : self.kv_lora_rank]
+        summed = self.softmax_attention(q, shared, shared, *place, to_keys=to_latents)[..., : self.kv_lora_rank]
         return summed @ w_uv.transpose(-1, -2)

@@ -201,5 +201,5 @@ def test_an_unknown_option_is_refused(machine):
 
 def test_commands_that_the_documents_name_can_be_run():
     assert all(os.access(ROOT / name, os.X_OK) for name in ("setup_environment.sh", ".ci/run"))
-    listing = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(["make", "--no-print-directory", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert listing.split("\n")[:2] == ["./setup_environment.sh", '.venv/bin/python -m pytest -q -m "not slow" tests']

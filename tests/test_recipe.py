@@ -97,7 +97,7 @@ def test_a_mini_run_keeps_to_its_own_folder_and_scales_the_configuration(tmp_pat
     assert where == str(folder / "mini")
     assert given["--local_data_opts"] == "--corpus mini" and given["--stage"] == "3"
     assert given["--asr_tag"] == "conformer_mla_raw_en_bpe60_max_epoch2"
-    assert "output_size=144" in given["--asr_args"] and given["--asr_args"].endswith(" --max_epoch 2")
+    assert "num_blocks=4" in given["--asr_args"] and given["--asr_args"].endswith(" --max_epoch 2")
 
 
 def test_an_unknown_corpus_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""What every attention shares: sizes, positions, and softmax attention over whatever keys and values it makes."""
+"""What every attention shares: sizes, positions, and softmax attention in the papers' letters."""
 
 import math
 from collections.abc import Callable
@@ -7,14 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from espnet_mla.attention.cache import Cache
-from espnet_mla.attention.positions import relative_shift, rotate
+from espnet_mla.attention.positions import rotate
+from espnet_mla.attention.softmax import PositionTerm, softmax_attention
 
 # The values of ESPnet's pos_enc_layer_type. The absolute ones are added before the first layer: an attention sees none.
 POSITIONS = ("rel_pos", "abs_pos", "scaled_abs_pos", "rope")
-
-# For `_rows_at_a_time`, measured with benchmarks/attention.py.
-_CACHE_BYTES = 1 << 20
-_LEAST_ROWS = 32
 
 
 class Attention(nn.Module):
@@ -104,7 +101,7 @@ class SoftmaxAttention(Attention):
         nn.init.xavier_uniform_(self.pos_bias_u)
         nn.init.xavier_uniform_(self.pos_bias_v)
 
-    def softmax_attention(
+    def weighted_sum(
         self,
         q: Tensor,
         k: Tensor,
@@ -129,46 +126,14 @@ class SoftmaxAttention(Attention):
             ValueError: rel_pos, but no position.
         """
         scale = 1 / math.sqrt(q.shape[-1])
-        if mask is not None:
-            mask = mask.unsqueeze(1).bool()  # (b, 1, 1 or t_q, t_k)
-        if self.position != "rel_pos":
-            return self._fused(to_keys(q), k, v, mask, scale)
-        if position is None:
-            raise ValueError(f"{self.name} was built for rel_pos, but was called without position embeddings")
-        p = self.linear_pos(position).unflatten(-1, (self.num_heads, -1)).permute(0, 2, 3, 1)  # (1, h, d, distances)
-        to_positions = (q + self.pos_bias_v.unsqueeze(-2)) * scale
-        q = to_keys(q + self.pos_bias_u.unsqueeze(-2))
-        time_q, time_k = q.shape[-2], k.shape[-2]
-        outs = []
-        rows = _rows_at_a_time(q, time_k)
-        for start in range(0, time_q, rows):
-            end = min(start + rows, time_q)
-            # The distances that these rows see. All rows together see nearly twice as many as there are keys.
-            seen = p[..., time_q - end : time_q - start + time_k - 1]
-            bias = relative_shift(to_positions[..., start:end, :] @ seen, time_k)  # (b, h, rows, t_k)
-            if mask is not None:
-                bias = bias.masked_fill(~(mask if mask.shape[-2] == 1 else mask[..., start:end, :]), -math.inf)
-            outs.append(self._fused(q[..., start:end, :], k, v, bias, scale))
-        return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-2)
-
-    def _fused(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        dropout = self.dropout_rate if self.training else 0.0
-        shared = k.shape[1] != q.shape[1]
-        return nn.functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=shared
-        )
-
-
-def _rows_at_a_time(q: Tensor, time_k: int) -> int:
-    """How many queries the position term is made for at a time.
-
-    On a CPU as many as keep it in the cache: it is written once, read once and gone. A GPU wants one large kernel, and
-    so do torch.compile and torch.export, which would unroll the loop.
-    """
-    if q.device.type != "cpu" or torch.compiler.is_compiling():
-        return q.shape[-2]
-    row = q.shape[0] * q.shape[1] * time_k * q.element_size()
-    return max(_LEAST_ROWS, _CACHE_BYTES // row)
+        term = None
+        if self.position == "rel_pos":
+            if position is None:
+                raise ValueError(f"{self.name} was built for rel_pos, but was called without position embeddings")
+            p = self.linear_pos(position).unflatten(-1, (self.num_heads, -1)).permute(0, 2, 3, 1)
+            term = PositionTerm((q + self.pos_bias_v.unsqueeze(-2)) * scale, p)
+            q = q + self.pos_bias_u.unsqueeze(-2)
+        return softmax_attention(to_keys(q), k, v, term, mask, scale, self.dropout_rate if self.training else 0.0)
 
 
 def window_positions(time_q: int, time_k: int, device: torch.device) -> tuple[Tensor, Tensor]:

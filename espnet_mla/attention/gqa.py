@@ -51,7 +51,7 @@ class GQA(SoftmaxAttention):
         q = self._heads(self.linear_q(query))
         if self.position == "rope":
             q, k = rotate_window(q, k)
-        out = self.softmax_attention(q, k, v, position, mask)
+        out = self.weighted_sum(q, k, v, position, mask)
         return self.linear_out(out.transpose(1, 2).flatten(-2))
 
 

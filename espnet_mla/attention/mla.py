@@ -121,7 +121,7 @@ class MLA(SoftmaxAttention):
         v = self.linear_v_up(latent).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         if k_rope is not None:
             k = torch.cat((k, k_rope.to(k.dtype).expand(-1, self.num_heads, -1, -1)), dim=-1)
-        return self.softmax_attention(q, k, v, *place)
+        return self.weighted_sum(q, k, v, *place)
 
     def _absorbed(self, q: Tensor, latent: Tensor, k_rope: Tensor | None, *place: Tensor | None) -> Tensor:
         w_uk = self.linear_k_up.weight.unflatten(0, (self.num_heads, -1))  # (h, qk_nope_head_dim, rank)
@@ -136,5 +136,5 @@ class MLA(SoftmaxAttention):
 
         # Values are the latents too. The rotary columns ride along, so that keys and values are one tensor of one
         # width, which the fused kernels want, and are dropped after.
-        summed = self.softmax_attention(q, shared, shared, *place, to_keys=to_latents)[..., : self.kv_lora_rank]
+        summed = self.weighted_sum(q, shared, shared, *place, to_keys=to_latents)[..., : self.kv_lora_rank]
         return summed @ w_uv.transpose(-1, -2)

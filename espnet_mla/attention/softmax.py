@@ -1,0 +1,133 @@
+"""Softmax attention through PyTorch's fused kernels, with the term of relative positions, at no more than it must cost.
+
+The position term travels as an additive mask. What is saved, all of it exact:
+
+- a block of queries sees only the distances that it needs, half of those that all queries see together, and on a CPU
+  its mask stays in the cache;
+- where padding stands at the end, as it does in every batch of utterances, on a CPU each utterance is computed alone at
+  its own length: nothing is computed of padding, and no mask is made for it.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from espnet_mla.attention.positions import relative_shift
+
+# How many queries at a time: as many as keep the position term within so many bytes, but not fewer than `_LEAST_ROWS`.
+# Measured with benchmarks/attention.py on 2 cores with 1 MiB of second-level cache each.
+_CACHE_BYTES = 3 << 20
+_LEAST_ROWS = 128
+
+
+class PositionTerm(NamedTuple):
+    """What the second term of the score of relative positions is made of.
+
+    Args:
+        q: queries with their bias v, scaled, (b, h, t_q, d).
+        p: projected sinusoids, (1, h, d, t_q + t_k - 1), for distances from t_k - 1 down to 1 - t_q.
+    """
+
+    q: Tensor
+    p: Tensor
+
+    def rows(self, start: int, end: int, time_k: int) -> Tensor:
+        """The term of queries start to end, (b, h, end - start, t_k)."""
+        last = self.q.shape[-2]
+        return relative_shift(self.q[..., start:end, :] @ self.p[..., last - end : last - start + time_k - 1], time_k)
+
+
+def softmax_attention(
+    q: Tensor, k: Tensor, v: Tensor, term: PositionTerm | None, mask: Tensor | None, scale: float, dropout: float
+) -> Tensor:
+    """softmax(scale q k^T + term) v, where `mask` allows.
+
+    Args:
+        q: (b, h, t_q, d_key).
+        k: (b, h or fewer, t_k, d_key); several heads of queries may share one.
+        v: (b, h or fewer, t_k, d_value).
+        term: of relative positions, or None.
+        mask: (b, 1, t_k) or (b, t_q, t_k), true where a query may look, or None.
+        scale: of q k^T.
+        dropout: rate of dropout on the weights.
+
+    Returns:
+        (b, h, t_q, d_value); zeros for a query that may look nowhere. On a CPU also for queries that are padding
+        themselves.
+    """
+    lengths = _lengths(q, k, mask)
+    if lengths is None:
+        return _all_at_once(q, k, v, term, None if mask is None else mask.unsqueeze(1).bool(), scale, dropout)
+    time_ = q.shape[-2]
+    if lengths == [time_] * len(lengths) and (term is None or len(lengths) == 1):
+        return _all_at_once(q, k, v, term, None, scale, dropout)
+    # split and not indexing: one backward joins the gradients of all rows.
+    rows = [x.split(1) for x in (q, k, v)]
+    term_rows = term.q.split(1) if term else ()
+    outs = []
+    for row, length in enumerate(lengths):
+        if length == 0:
+            outs.append(v.new_zeros(1, q.shape[1], time_, v.shape[-1]))
+            continue
+        real = [x[row][..., :length, :] for x in rows]
+        own = None
+        if term:
+            own = PositionTerm(term_rows[row][..., :length, :], term.p[..., time_ - length : time_ + length - 1])
+        out = _all_at_once(*real, own, None, scale, dropout)
+        outs.append(nn.functional.pad(out, (0, 0, 0, time_ - length)))
+    return torch.cat(outs)
+
+
+def _lengths(q: Tensor, k: Tensor, mask: Tensor | None) -> list[int] | None:
+    """The real frames of each utterance, where it pays to know them; else None.
+
+    It pays on a CPU, where asking costs nothing, and where queries and keys are the same frames and padding stands at
+    their end.
+    """
+    batch, time_ = q.shape[0], q.shape[-2]
+    if mask is None or mask.shape != (batch, 1, time_) or k.shape[-2] != time_:
+        return None
+    if q.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    real = mask[:, 0].bool()
+    lengths = real.sum(-1)
+    ends = torch.arange(time_) < lengths.unsqueeze(-1)
+    return lengths.tolist() if torch.equal(ends, real) else None
+
+
+def _all_at_once(
+    q: Tensor, k: Tensor, v: Tensor, term: PositionTerm | None, mask: Tensor | None, scale: float, dropout: float
+) -> Tensor:
+    """As `softmax_attention`, with mask (b, 1, 1 or t_q, t_k)."""
+
+    def fused(q: Tensor, mask: Tensor | None) -> Tensor:
+        shared = k.shape[1] != q.shape[1]
+        return nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=shared
+        )
+
+    if term is None:
+        return fused(q, mask)
+    time_q, time_k = q.shape[-2], k.shape[-2]
+    rows = _rows_at_a_time(q, time_k)
+    outs = []
+    for start in range(0, time_q, rows):
+        end = min(start + rows, time_q)
+        bias = term.rows(start, end, time_k)
+        if mask is not None:
+            bias = bias.masked_fill(~(mask if mask.shape[-2] == 1 else mask[..., start:end, :]), -math.inf)
+        outs.append(fused(q[..., start:end, :], bias))
+    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-2)
+
+
+def _rows_at_a_time(q: Tensor, time_k: int) -> int:
+    """How many queries the position term is made for at a time.
+
+    A GPU wants one large kernel, and so do torch.compile and torch.export, which would unroll the loop.
+    """
+    if q.device.type != "cpu" or torch.compiler.is_compiling():
+        return q.shape[-2]
+    row = q.shape[0] * q.shape[1] * time_k * q.element_size()
+    return max(_LEAST_ROWS, _CACHE_BYTES // row)

@@ -146,7 +146,6 @@ def peak_memory(make: Callable[[], Task], step: Callable[[Task], None], device: 
     reader, writer = os.pipe()
     if os.fork() == 0:  # a process of its own: memory that an allocator holds back would hide the next peak
         task = make()
-        # Small tensors through every kernel first, so that libraries have made what they keep.
         before = _status("VmRSS")
         step(task)
         os.write(writer, str(_status("VmHWM") - before).encode())

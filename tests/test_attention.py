@@ -5,6 +5,11 @@ import unittest.mock
 
 import pytest
 import torch
+from espnet2.legacy.nets.pytorch_backend.transformer.attention import (
+    MultiHeadedAttention,
+    RelPositionMultiHeadedAttention,
+)
+from espnet2.legacy.nets.pytorch_backend.transformer.embedding import RelPositionalEncoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import reference, sinusoid
@@ -191,6 +196,19 @@ def test_linear_keeps_its_state_whole_whatever_it_is_asked_to_keep():
     assert kv.keep_last(2) is kv
 
 
+@settings(max_examples=10, deadline=None)
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=3))
+@pytest.mark.parametrize("position", ["rel_pos", "abs_pos"])
+def test_mha_equals_espnets_attention_with_its_parameters(position, lengths):
+    espnet_class = {"rel_pos": RelPositionMultiHeadedAttention, "abs_pos": MultiHeadedAttention}[position]
+    ours, theirs = build("mha", position), espnet_class(4, 16, 0.0)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    x, mask = torch.randn(len(lengths), max(lengths), 16), padding_mask(lengths)
+    place = [RelPositionalEncoding(16, 0.0)(x)[1]] if position == "rel_pos" else []
+    out, expected = ours(x, x, x, *place, mask), theirs(x, x, x, *place, mask)
+    torch.testing.assert_close(out[mask[:, 0]], expected[mask[:, 0]], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("position", ["rel_pos", "abs_pos", "rope"])
 def test_gqa_with_all_heads_equals_mha(position):
     gqa, mha = build("gqa", position, {"num_kv_heads": 4}), build("mha", position, seed=1)
@@ -242,8 +260,6 @@ def test_autocast_stays_finite(kind, position, dtype, time):
     mask[1] = False
     position_argument = None
     if position == "rel_pos":
-        from espnet2.legacy.nets.pytorch_backend.transformer.embedding import RelPositionalEncoding
-
         position_argument = RelPositionalEncoding(16, 0.0)(x)[1]
     arguments = (x, x, x, mask) if position_argument is None else (x, x, x, position_argument, mask)
     with torch.autocast("cpu", dtype), torch.no_grad():

@@ -8,7 +8,6 @@ import inspect
 import math
 from typing import Any, ClassVar
 
-import torch
 from espnet2.asr.encoder import branchformer_encoder, conformer_encoder, e_branchformer_encoder, transformer_encoder
 from torch import Tensor, nn
 

@@ -29,7 +29,12 @@ OPTIONS = {  # the first is what a test takes that does not care
 def build(kind, position="abs_pos", conf=None, d_model=16, num_heads=4, dropout_rate=0.0, seed=0):
     torch.manual_seed(seed)
     attention = build_attention(
-        kind, OPTIONS[kind][0] if conf is None else conf, d_model=d_model, num_heads=num_heads, position=position, dropout_rate=dropout_rate
+        kind,
+        OPTIONS[kind][0] if conf is None else conf,
+        d_model=d_model,
+        num_heads=num_heads,
+        position=position,
+        dropout_rate=dropout_rate,
     )
     for parameter in attention.parameters():  # biases too: a wrong one must show
         torch.nn.init.normal_(parameter, std=0.4)

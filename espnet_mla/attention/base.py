@@ -136,13 +136,8 @@ class SoftmaxAttention(Attention):
         return softmax_attention(to_keys(q), k, v, term, mask, scale, self.dropout_rate if self.training else 0.0)
 
 
-def window_positions(time_q: int, time_k: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The positions (t_q,) and (t_k,) of the queries and the keys of a window."""
-    keys = torch.arange(time_k, device=device)
-    return keys[time_k - time_q :], keys
-
-
 def rotate_window(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """Rotate queries (..., t_q, d_key) and keys (..., t_k, d_key) by their positions in the window."""
-    at_q, at_k = window_positions(q.shape[-2], k.shape[-2], q.device)
-    return rotate(q, at_q), rotate(k, at_k)
+    time_q, time_k = q.shape[-2], k.shape[-2]
+    position = torch.arange(time_k, device=q.device)
+    return rotate(q, position[time_k - time_q :]), rotate(k, position)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from espnet_mla.attention.base import Attention, window_positions
+from espnet_mla.attention.base import Attention
 from espnet_mla.attention.cache import RunningState
 from espnet_mla.attention.positions import rotate
 from espnet_mla.attention.precision import full_precision
@@ -12,6 +12,11 @@ from espnet_mla.attention.precision import full_precision
 def feature_map(x: Tensor) -> Tensor:
     """phi(x) = elu(x) + 1 (Katharopoulos et al. 2020, eq. 7), positive."""
     return nn.functional.elu(x) + 1
+
+
+def _before_last(x: Tensor) -> Tensor:
+    """Where the frames x (b, t, d) stand, counted from the last of them: (t,), from 1 - t to 0."""
+    return torch.arange(1 - x.shape[1], 1, device=x.device)
 
 
 class Linear(Attention):
@@ -54,8 +59,7 @@ class Linear(Attention):
         denominator = k.sum(dim=-2)
         rotated = self.position == "rope"
         if rotated:
-            _, at_k = window_positions(0, x.shape[1], x.device)
-            k = rotate(k, at_k - (x.shape[1] - 1))
+            k = rotate(k, _before_last(x))
         with torch.autocast(x.device.type, enabled=False):
             numerator = k.transpose(-1, -2) @ v
         return RunningState(numerator, denominator, x.shape[1], rotated)
@@ -66,8 +70,7 @@ class Linear(Attention):
         with torch.autocast(query.device.type, enabled=False):
             total = (q * kv.denominator.unsqueeze(-2)).sum(dim=-1, keepdim=True)  # (b, h, t_q, 1)
             if kv.rotated:
-                at_q, _ = window_positions(query.shape[1], len(kv), query.device)
-                q = rotate(q, at_q - (len(kv) - 1))
+                q = rotate(q, _before_last(query))
             # An utterance without a real frame has a total of 0, and gets zeros.
             out = (q @ kv.numerator) / total.masked_fill(total == 0, 1)
         return self.linear_out(self.dropout(out).to(query.dtype).transpose(1, 2).flatten(-2))

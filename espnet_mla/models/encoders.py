@@ -119,16 +119,19 @@ class AttentionChoice:
                 f"pos_enc_layer_type: rope needs {self.attention_key} to be one of {', '.join(ATTENTIONS)}, "
                 f"but it is {kind}"
             )
-        known = _ESPNET_ATTENTIONS if self.attention_key in self._espnet_keys else ("selfattn",)
+        has_key = self.attention_key in self._espnet_keys
+        known = _ESPNET_ATTENTIONS if has_key else ("selfattn",)
+        unknown = ValueError(
+            f"{self.attention_key}: {kind!r} is unknown; it must be one of {', '.join((*ATTENTIONS, *known))}"
+        )
+        if kind not in known and not has_key:  # ESPnet would not see the key
+            raise unknown
         try:
-            if kind not in known and self.attention_key not in self._espnet_keys:
-                raise ValueError(f"unknown {self.attention_key}")
             super().__init__(**self._espnet_conf(conf))
         except (ValueError, AssertionError) as error:
             if kind in known:
                 raise
-            valid = ", ".join((*ATTENTIONS, *known))
-            raise ValueError(f"{self.attention_key}: {kind!r} is unknown; it must be one of {valid}") from error
+            raise unknown from error
 
     def _check(self, conf: dict, kind: str) -> None:
         position = conf["pos_enc_layer_type"]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 FRAMES_PER_SECOND = 25  # what 4-fold subsampling leaves of 100
 D_MODEL, HEADS = 256, 4
-LEAST_SECONDS = 15  # short steps are repeated for so long, since a busy machine makes single ones vary by half
+LEAST_SECONDS = 30  # short steps are repeated for so long, since a busy machine makes single ones vary by half
 CASES = ((1, 10), (1, 30), (8, 15), (1, 120))  # (batch, seconds)
 BASELINE, BASELINE_SDPA = "espnet", "espnet use_sdpa"
 OURS = {  # name -> (choice, position, attention_conf)

@@ -5,7 +5,9 @@ The position term travels as an additive mask. What is saved, all of it exact:
 - a block of queries sees only the distances that it needs, half of those that all queries see together, and on a CPU
   its mask stays in the cache;
 - where padding stands at the end, as it does in every batch of utterances, on a CPU each utterance is computed alone at
-  its own length: nothing is computed of padding, and no mask is made for it.
+  its own length: nothing is computed of padding, and no mask is made for it;
+- where the position term needs a gradient, which no fused kernel of the CPU gives, the term is what the product of
+  queries and keys is added to.
 """
 
 import math
@@ -16,10 +18,11 @@ from torch import Tensor, nn
 
 from espnet_mla.attention.positions import relative_shift
 
-# How many queries at a time: as many as keep the position term within so many bytes, but not fewer than `_LEAST_ROWS`.
-# Measured with benchmarks/attention.py on 2 cores with 1 MiB of second-level cache each.
-_CACHE_BYTES = 3 << 20
-_LEAST_ROWS = 128
+# How many queries the position term is made for at a time on a CPU, and how many are not worth a second block.
+# Measured with benchmarks/position_term.py on 2 cores with 1 MiB of second-level cache each; PyTorch's fused kernel
+# takes larger tiles from 192 queries on.
+_ROWS = 192
+_ROWS_AT_ONCE = 256
 
 
 class PositionTerm(NamedTuple):
@@ -101,33 +104,44 @@ def _all_at_once(
     q: Tensor, k: Tensor, v: Tensor, term: PositionTerm | None, mask: Tensor | None, scale: float, dropout: float
 ) -> Tensor:
     """As `softmax_attention`, with mask (b, 1, 1 or t_q, t_k)."""
-
-    def fused(q: Tensor, mask: Tensor | None) -> Tensor:
-        shared = k.shape[1] != q.shape[1]
-        return nn.functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=shared
-        )
-
     if term is None:
-        return fused(q, mask)
+        return _fused(q, k, v, mask, scale, dropout)
     time_q, time_k = q.shape[-2], k.shape[-2]
-    rows = _rows_at_a_time(q, time_k)
+    rows = _rows_at_a_time(q)
     outs = []
     for start in range(0, time_q, rows):
         end = min(start + rows, time_q)
         bias = term.rows(start, end, time_k)
         if mask is not None:
             bias = bias.masked_fill(~(mask if mask.shape[-2] == 1 else mask[..., start:end, :]), -math.inf)
-        outs.append(fused(q[..., start:end, :], bias))
+        # A row that may look nowhere needs the care that the fused kernels take.
+        by_hand = mask is None and bias.requires_grad and bias.device.type == "cpu"
+        outs.append((_by_hand if by_hand else _fused)(q[..., start:end, :], k, v, bias, scale, dropout))
     return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-2)
 
 
-def _rows_at_a_time(q: Tensor, time_k: int) -> int:
+def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:
+    return nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=k.shape[1] != q.shape[1]
+    )
+
+
+def _by_hand(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, dropout: float) -> Tensor:
+    """softmax(bias + scale q k^T) v."""
+    batch, heads = q.shape[:2]
+    if k.shape[1] != heads:
+        k, v = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (k, v))
+    q, k, v, bias = (x.flatten(0, 1) for x in (q, k, v, bias))
+    weights = torch.baddbmm(bias, q, k.transpose(-1, -2), alpha=scale).softmax(dim=-1)
+    return (nn.functional.dropout(weights, dropout) @ v).unflatten(0, (batch, heads))
+
+
+def _rows_at_a_time(q: Tensor) -> int:
     """How many queries the position term is made for at a time.
 
     A GPU wants one large kernel, and so do torch.compile and torch.export, which would unroll the loop.
     """
-    if q.device.type != "cpu" or torch.compiler.is_compiling():
-        return q.shape[-2]
-    row = q.shape[0] * q.shape[1] * time_k * q.element_size()
-    return max(_LEAST_ROWS, _CACHE_BYTES // row)
+    time_q = q.shape[-2]
+    if q.device.type != "cpu" or torch.compiler.is_compiling() or time_q <= _ROWS_AT_ONCE:
+        return time_q
+    return _ROWS

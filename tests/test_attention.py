@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import reference, sinusoid
 
-from espnet_mla.attention import ATTENTIONS, attention_options, build_attention, softmax
+from espnet_mla.attention import ATTENTIONS, Past, attention_options, build_attention, softmax
 
 PAIRS = [(kind, position) for kind, attention in ATTENTIONS.items() for position in attention.positions]
 SOFTMAX = [pair for pair in PAIRS if pair[0] != "linear"]
@@ -186,6 +186,59 @@ def test_selecting_rows_of_a_cache_equals_selecting_utterances(kind, position):
     picked = attention.attend(x[rows, 4:], attention.project_kv(x).select(rows), position_argument, None)
     made = attention.attend(x[rows, 4:], attention.project_kv(x[rows]), position_argument, None)
     torch.testing.assert_close(picked, made)
+
+
+KEEPING = [(kind, position) for kind, position in SOFTMAX if "abs" in position]  # what a decoder can have
+
+
+@pytest.mark.parametrize("kind", ["mha", "gqa", "mla"])
+@pytest.mark.parametrize("position", ["abs_pos", "rope"])
+def test_growing_a_cache_equals_selecting_rows_and_appending(kind, position):
+    attention = build(kind, position)
+    x, new, rows = torch.randn(3, 5, 16), torch.randn(4, 1, 16), torch.tensor([2, 0, 0, 1])
+    kv, other = attention.project_kv(x), attention.project_kv(new)
+    expected = kv.select(rows).append(other)
+    grown = kv.grow(rows, other)
+    assert (len(grown), grown.rows, grown.nbytes) == (6, 4, expected.nbytes)
+    again = grown.grow(rows, other)  # of what grew already
+    for tensors in (zip(grown.tensors, expected.tensors), zip(again.tensors, expected.select(rows).append(other).tensors)):
+        assert all(torch.equal(a, b) for a, b in tensors)
+
+
+@pytest.mark.parametrize(("kind", "position"), KEEPING)
+@pytest.mark.parametrize("each", [1, 3, 6])
+def test_hypotheses_share_what_is_kept_of_their_utterance(kind, position, each):
+    """As many hypotheses as frames too: what the mask says of frames, it does not say of them."""
+    attention = build(kind, position)
+    x, lengths = torch.randn(2, 6, 16), [6, 4]
+    query = torch.randn(2 * each, 1, 16)
+    out = attention(query, *[attention.project_kv(x)] * 2, padding_mask(lengths))
+    for row in range(len(query)):
+        real = x[row // each, : lengths[row // each]]
+        exact = reference(copy.deepcopy(attention).double(), query[row].double(), real.double())
+        assert relative_error(out[row], exact) < 1e-5
+
+
+@pytest.mark.parametrize(("kind", "position"), KEEPING)
+def test_queries_of_other_frames_are_answered_beyond_the_padding_of_the_keys(kind, position):
+    attention = build(kind, position)
+    query, x, mask = torch.randn(1, 6, 16), torch.randn(1, 6, 16), padding_mask([6])
+    mask[..., 2:] = False
+    exact = reference(copy.deepcopy(attention).double(), query[0].double(), x[0, :2].double())
+    assert relative_error(attention(query, x, x, mask)[0], exact) < 1e-5
+
+
+@pytest.mark.parametrize(("kind", "position"), KEEPING)
+def test_tokens_one_at_a_time_equal_a_causal_mask(kind, position):
+    attention = build(kind, position)
+    x, cache = torch.randn(3, 5, 16), None
+    at_once = call(attention, x, torch.ones(3, 5, 5).tril().bool())
+    for t in range(5):
+        past = Past(cache, torch.arange(3))
+        token = x[:, t : t + 1]
+        torch.testing.assert_close(attention(token, token, token, past), at_once[:, t : t + 1], rtol=1e-4, atol=1e-5)
+        cache = past.cache
+    assert len(cache) == 5
 
 
 @pytest.mark.parametrize(("kind", "position"), SOFTMAX)

@@ -3,7 +3,7 @@
 import inspect
 
 from espnet_mla.attention.base import POSITIONS, Attention
-from espnet_mla.attention.cache import Cache, FrameCache, RunningState
+from espnet_mla.attention.cache import Cache, FrameCache, Past, RunningState
 from espnet_mla.attention.gqa import GQA, MHA
 from espnet_mla.attention.linear import Linear
 from espnet_mla.attention.mla import MLA
@@ -54,6 +54,7 @@ __all__ = [
     "Attention",
     "Cache",
     "FrameCache",
+    "Past",
     "RunningState",
     "attention_options",
     "build_attention",

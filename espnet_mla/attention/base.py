@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from espnet_mla.attention.cache import Cache
+from espnet_mla.attention.cache import Cache, Past
 from espnet_mla.attention.positions import rotate
 from espnet_mla.attention.softmax import PositionTerm, softmax_attention
 
@@ -57,7 +57,9 @@ class Attention(nn.Module):
         """
         raise NotImplementedError
 
-    def attend(self, query: Tensor, kv: Cache, position: Tensor | None, mask: Tensor | None) -> Tensor:
+    def attend(
+        self, query: Tensor, kv: Cache, position: Tensor | None, mask: Tensor | None, *, own: bool = False
+    ) -> Tensor:
         """Attend from the last t_q frames of kv to all of them.
 
         Args:
@@ -67,14 +69,27 @@ class Attention(nn.Module):
                 ESPnet's RelPositionalEncoding gives them; else None.
             mask: (b, 1, t_k) or (b, t_q, t_k), true where a query may look; None for everywhere. A query that may
                 look nowhere gets zeros before `linear_out`.
+            own: whether the queries are the very frames of kv, so that the mask tells which of them are padding.
 
         Returns:
             (b, t_q, d).
         """
         raise NotImplementedError
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, *position_and_mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | Cache,
+        value: Tensor | Cache,
+        *position_and_mask: Tensor | Past | None,
+        expand_kv: bool = False,
+    ) -> Tensor:
         """ESPnet's call: (query, key, value, mask), or (query, key, value, pos_emb, mask) with relative positions.
+
+        A decoder may give a cache as `key`, or a `Past` as mask: see `attend_to_kept`.
+
+        Args:
+            expand_kv: all rows of `key` are the same, as ESPnet's partially autoregressive decoding says.
 
         Raises:
             ValueError: `value` is not `key`, which one latent could not stand for.
@@ -82,7 +97,38 @@ class Attention(nn.Module):
         if value is not key:
             raise ValueError(f"{self.name} makes keys and values from the same frames: value must be key")
         *position, mask = position_and_mask
-        return self.attend(query, self.project_kv(key, mask), position[0] if position else None, mask)
+        if keeps(key, mask):
+            return attend_to_kept(self, query, key, mask)
+        own = query is key
+        kv = self.project_kv(key[:1] if expand_kv else key, mask)
+        if expand_kv:
+            return attend_to_kept(self, query, kv, mask)
+        return self.attend(query, kv, position[0] if position else None, mask, own=own)
+
+
+def keeps(key: Tensor | Cache, mask: Tensor | Past | None) -> bool:
+    """Whether a call of an attention is one that `attend_to_kept` answers."""
+    return isinstance(mask, Past) or not isinstance(key, Tensor)
+
+
+def attend_to_kept(attention, query: Tensor, key: Tensor | Cache, mask: Tensor | Past | None) -> Tensor:
+    """A decoder's call of an attention, in which something is kept.
+
+    Args:
+        attention: with `project_kv` and `attend`.
+        query: (b, t_q, d).
+        key: a cache, with fewer rows than `query`, or as many: each is shared by as many consecutive queries, as that of
+            an utterance by its hypotheses. Or, with a `Past`, the new frames (b, t_q, d).
+        mask: (rows of the cache, 1, t_k) or None. Or a `Past`, to which the new frames are appended, and to all of which
+            the query then attends.
+
+    Returns:
+        (b, t_q, d).
+    """
+    if isinstance(mask, Past):
+        return attention.attend(query, mask.append(attention.project_kv(key)), None, None)
+    shared = query.reshape(key.rows, -1, query.shape[-1])
+    return attention.attend(shared, key, None, mask).view_as(query)
 
 
 class SoftmaxAttention(Attention):
@@ -108,6 +154,7 @@ class SoftmaxAttention(Attention):
         v: Tensor,
         position: Tensor | None,
         mask: Tensor | None,
+        own: bool,
         to_keys: Callable[[Tensor], Tensor] = lambda q: q,
     ) -> Tensor:
         """Softmax attention, with the position term where `self.position` is rel_pos.
@@ -116,7 +163,7 @@ class SoftmaxAttention(Attention):
             q: (b, h, t_q, d_query).
             k: (b, h or fewer, t_k, d_key).
             v: (b, h or fewer, t_k, d_value).
-            position, mask: as in `attend`.
+            position, mask, own: as in `attend`.
             to_keys: carries queries into the space of the keys, where that is not theirs: d_query -> d_key.
 
         Returns:
@@ -133,7 +180,8 @@ class SoftmaxAttention(Attention):
             p = self.linear_pos(position).unflatten(-1, (self.num_heads, -1)).permute(0, 2, 3, 1)
             term = PositionTerm((q + self.pos_bias_v.unsqueeze(-2)) * scale, p)
             q = q + self.pos_bias_u.unsqueeze(-2)
-        return softmax_attention(to_keys(q), k, v, term, mask, scale, self.dropout_rate if self.training else 0.0)
+        dropout = self.dropout_rate if self.training else 0.0
+        return softmax_attention(to_keys(q), k, v, term, mask, scale, dropout, own)
 
 
 def rotate_window(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,11 @@ class FrameCache:
         """The number of frames held."""
         return self.tensors[0].shape[-2]
 
+    @property
+    def rows(self) -> int:
+        """The size of the batch."""
+        return len(self.tensors[0])
+
     def append(self, other: "FrameCache") -> "FrameCache":
         """The frames of `self`, then those of `other`."""
         return FrameCache(tuple(torch.cat(pair, dim=-2) for pair in zip(self.tensors, other.tensors, strict=True)))
@@ -34,6 +39,21 @@ class FrameCache:
     def select(self, rows: Tensor) -> "FrameCache":
         """The rows (int64, one axis) of the batch, in that order; a row may come several times."""
         return FrameCache(tuple(tensor.index_select(0, rows) for tensor in self.tensors))
+
+    @torch.no_grad()
+    def grow(self, rows: Tensor, other: "FrameCache") -> "FrameCache":
+        """`select(rows).append(other)` for decoding, with one copy of what is there, as one block: time stands first.
+
+        Not for training: nothing gets a gradient through it.
+        """
+        grown = []
+        for past, new in zip(self.tensors, other.tensors, strict=True):
+            past, new = past.movedim(-2, 0), new.movedim(-2, 0)
+            out = past.new_empty((len(past) + len(new), *new.shape[1:]))
+            torch.index_select(past, 1, rows, out=out[: len(past)])
+            out[len(past) :] = new
+            grown.append(out.movedim(0, -2))
+        return FrameCache(tuple(grown))
 
     def keep_last(self, frames: int) -> "FrameCache":
         """At most the last `frames` frames, in memory of their own."""
@@ -78,6 +98,11 @@ class RunningState:
         """The number of frames seen."""
         return self.frames
 
+    @property
+    def rows(self) -> int:
+        """The size of the batch."""
+        return len(self.numerator)
+
     def append(self, other: "RunningState") -> "RunningState":
         """The sums over the frames of `self`, then those of `other`."""
         past = self.numerator
@@ -114,3 +139,21 @@ class RunningState:
 
 
 Cache = FrameCache | RunningState
+
+
+class Past:
+    """What a step of decoding comes from: a cache, or None at the first step, and the rows of it that live on.
+
+    Args:
+        cache: of an earlier step; it stays as it is.
+        rows: (int64, one axis) the row of `cache` that each hypothesis goes on from.
+    """
+
+    def __init__(self, cache: FrameCache | None, rows: Tensor | None):
+        self.cache = cache
+        self.rows = rows
+
+    def append(self, new: FrameCache) -> FrameCache:
+        """The cache of this step: what each hypothesis goes on from, then its new frame."""
+        self.cache = new if self.cache is None else self.cache.grow(self.rows, new)
+        return self.cache

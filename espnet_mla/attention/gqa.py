@@ -46,12 +46,14 @@ class GQA(SoftmaxAttention):
     def project_kv(self, x: Tensor, mask: Tensor | None = None) -> FrameCache:
         return FrameCache((self._heads(self.linear_k(x)), self._heads(self.linear_v(x))))
 
-    def attend(self, query: Tensor, kv: FrameCache, position: Tensor | None, mask: Tensor | None) -> Tensor:
+    def attend(
+        self, query: Tensor, kv: FrameCache, position: Tensor | None, mask: Tensor | None, *, own: bool = False
+    ) -> Tensor:
         k, v = kv.tensors
         q = self._heads(self.linear_q(query))
         if self.position == "rope":
             q, k = rotate_window(q, k)
-        out = self.weighted_sum(q, k, v, position, mask)
+        out = self.weighted_sum(q, k, v, position, mask, own)
         return self.linear_out(out.transpose(1, 2).flatten(-2))
 
 

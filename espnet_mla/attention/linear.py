@@ -64,7 +64,9 @@ class Linear(Attention):
             numerator = k.transpose(-1, -2) @ v
         return RunningState(numerator, denominator, x.shape[1], rotated)
 
-    def attend(self, query: Tensor, kv: RunningState, position: Tensor | None, mask: Tensor | None) -> Tensor:
+    def attend(
+        self, query: Tensor, kv: RunningState, position: Tensor | None, mask: Tensor | None, *, own: bool = False
+    ) -> Tensor:
         """As in `Attention`; `mask` was spent when the state was made."""
         q = feature_map(full_precision(self._heads(self.linear_q(query))))
         with torch.autocast(query.device.type, enabled=False):

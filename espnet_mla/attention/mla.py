@@ -101,7 +101,9 @@ class MLA(SoftmaxAttention):
         absorbed = time_q * projections + time_q * time_k * 2 * (rank + d_rope)
         return absorbed < expanded
 
-    def attend(self, query: Tensor, kv: FrameCache, position: Tensor | None, mask: Tensor | None) -> Tensor:
+    def attend(
+        self, query: Tensor, kv: FrameCache, position: Tensor | None, mask: Tensor | None, *, own: bool = False
+    ) -> Tensor:
         latent = kv.tensors[0]
         time_q, time_k = query.shape[1], latent.shape[1]
         if self.q_lora_rank:
@@ -113,17 +115,17 @@ class MLA(SoftmaxAttention):
             q_rope, k_rope = rotate_window(q_rope, kv.tensors[1].unsqueeze(1))
             q = torch.cat((q, q_rope), dim=-1)
         way = self._absorbed if self.absorbing_is_cheaper(time_q, time_k) else self._expanded
-        out = way(q, latent, k_rope, position, mask)  # (b, h, t_q, v_head_dim)
+        out = way(q, latent, k_rope, position, mask, own)  # (b, h, t_q, v_head_dim)
         return self.linear_out(out.transpose(1, 2).flatten(-2))
 
-    def _expanded(self, q: Tensor, latent: Tensor, k_rope: Tensor | None, *place: Tensor | None) -> Tensor:
+    def _expanded(self, q: Tensor, latent: Tensor, k_rope: Tensor | None, *place: Tensor | bool | None) -> Tensor:
         k = self.linear_k_up(latent).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         v = self.linear_v_up(latent).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         if k_rope is not None:
             k = torch.cat((k, k_rope.to(k.dtype).expand(-1, self.num_heads, -1, -1)), dim=-1)
         return self.weighted_sum(q, k, v, *place)
 
-    def _absorbed(self, q: Tensor, latent: Tensor, k_rope: Tensor | None, *place: Tensor | None) -> Tensor:
+    def _absorbed(self, q: Tensor, latent: Tensor, k_rope: Tensor | None, *place: Tensor | bool | None) -> Tensor:
         w_uk = self.linear_k_up.weight.unflatten(0, (self.num_heads, -1))  # (h, qk_nope_head_dim, rank)
         w_uv = self.linear_v_up.weight.unflatten(0, (self.num_heads, -1))  # (h, v_head_dim, rank)
         shared = latent.unsqueeze(1)  # one head for all queries: (b, 1, t_k, rank)

@@ -43,7 +43,14 @@ class PositionTerm(NamedTuple):
 
 
 def softmax_attention(
-    q: Tensor, k: Tensor, v: Tensor, term: PositionTerm | None, mask: Tensor | None, scale: float, dropout: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    term: PositionTerm | None,
+    mask: Tensor | None,
+    scale: float,
+    dropout: float,
+    own: bool,
 ) -> Tensor:
     """softmax(scale q k^T + term) v, where `mask` allows.
 
@@ -55,12 +62,13 @@ def softmax_attention(
         mask: (b, 1, t_k) or (b, t_q, t_k), true where a query may look, or None.
         scale: of q k^T.
         dropout: rate of dropout on the weights.
+        own: whether queries and keys are of the same frames, so that the mask tells the padding of both.
 
     Returns:
         (b, h, t_q, d_value); zeros for a query that may look nowhere. On a CPU also for queries that are padding
-        themselves.
+        themselves, where `own` tells which are.
     """
-    lengths = _lengths(q, k, mask)
+    lengths = _lengths(q, mask) if own else None
     if lengths is None:
         return _all_at_once(q, k, v, term, None if mask is None else mask.unsqueeze(1).bool(), scale, dropout)
     time_ = q.shape[-2]
@@ -83,14 +91,13 @@ def softmax_attention(
     return torch.cat(outs)
 
 
-def _lengths(q: Tensor, k: Tensor, mask: Tensor | None) -> list[int] | None:
+def _lengths(q: Tensor, mask: Tensor | None) -> list[int] | None:
     """The real frames of each utterance, where it pays to know them; else None.
 
-    It pays on a CPU, where asking costs nothing, and where queries and keys are the same frames and padding stands at
-    their end.
+    It pays on a CPU, where asking costs nothing, and where padding stands at the end.
     """
     batch, time_ = q.shape[0], q.shape[-2]
-    if mask is None or mask.shape != (batch, 1, time_) or k.shape[-2] != time_:
+    if mask is None or mask.shape != (batch, 1, time_):
         return None
     if q.device.type != "cpu" or torch.compiler.is_compiling():
         return None
@@ -107,6 +114,12 @@ def _all_at_once(
     if term is None:
         return _fused(q, k, v, mask, scale, dropout)
     time_q, time_k = q.shape[-2], k.shape[-2]
+    way = _fused
+    # A row that may look nowhere needs the care that the fused kernels take.
+    if mask is None and q.device.type == "cpu" and torch.is_grad_enabled() and term.q.requires_grad:
+        way = _by_hand
+        if k.shape[1] != q.shape[1]:
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     rows = _rows_at_a_time(q)
     outs = []
     for start in range(0, time_q, rows):
@@ -114,26 +127,29 @@ def _all_at_once(
         bias = term.rows(start, end, time_k)
         if mask is not None:
             bias = bias.masked_fill(~(mask if mask.shape[-2] == 1 else mask[..., start:end, :]), -math.inf)
-        # A row that may look nowhere needs the care that the fused kernels take.
-        by_hand = mask is None and bias.requires_grad and bias.device.type == "cpu"
-        outs.append((_by_hand if by_hand else _fused)(q[..., start:end, :], k, v, bias, scale, dropout))
+        outs.append(way(q[..., start:end, :], k, v, bias, scale, dropout))
     return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-2)
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:
+    shared = k.shape[1] != q.shape[1]
+    if shared and (mask is None or mask.shape[1] == mask.shape[2] == 1):
+        # The heads that share keys are as good as so many queries: the kernel then needs no copy of the keys for each.
+        time_q = q.shape[2]
+        q = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)
+        out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+        return out.unflatten(2, (-1, time_q)).flatten(1, 2)
     return nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=k.shape[1] != q.shape[1]
+        q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=shared
     )
 
 
 def _by_hand(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, dropout: float) -> Tensor:
-    """softmax(bias + scale q k^T) v."""
-    batch, heads = q.shape[:2]
-    if k.shape[1] != heads:
-        k, v = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (k, v))
+    """softmax(bias + scale q k^T) v, every head of queries having its own of keys."""
+    shape = q.shape[:2]
     q, k, v, bias = (x.flatten(0, 1) for x in (q, k, v, bias))
     weights = torch.baddbmm(bias, q, k.transpose(-1, -2), alpha=scale).softmax(dim=-1)
-    return (nn.functional.dropout(weights, dropout) @ v).unflatten(0, (batch, heads))
+    return (nn.functional.dropout(weights, dropout) @ v).unflatten(0, shape)
 
 
 def _rows_at_a_time(q: Tensor) -> int:

@@ -6,18 +6,33 @@ import importlib.util
 import sys
 import types
 
+from espnet2.legacy.nets.scorers import ctc
+
+from espnet_mla.models.ctc import PrefixScorer
+from espnet_mla.models.decoder import DECODERS
 from espnet_mla.models.encoders import ENCODERS
 
-# ESPnet's tasks whose encoders are these.
+# ESPnet's tasks whose encoders and decoder are these.
 _TASKS = ("asr", "st", "slu", "s2t")
+
+# ESPnet's programs that decode with CTC prefix scores. They take the scorer's class by its name.
+_PROGRAMS = ("asr_inference", "asr_inference_streaming", "st_inference", "slu_inference", "s2t_inference")
 
 
 def register() -> None:
-    """Put our encoders behind ESPnet's own names in every task that has them. Calling it again changes nothing."""
+    """Put our encoders and decoder behind ESPnet's own names in every task that has them.
+
+    Calling it again changes nothing.
+    """
     _provide_editdistance()
     for task in _TASKS:
-        choices = importlib.import_module(f"espnet2.tasks.{task}").encoder_choices
-        choices.classes.update({name: encoder for name, encoder in ENCODERS.items() if name in choices.classes})
+        module = importlib.import_module(f"espnet2.tasks.{task}")
+        for choices, ours in ((module.encoder_choices, ENCODERS), (module.decoder_choices, DECODERS)):
+            choices.classes.update({name: new for name, new in ours.items() if name in choices.classes})
+    ctc.CTCPrefixScorer = PrefixScorer
+    for program in _PROGRAMS:  # those that were imported before
+        if module := sys.modules.get(f"espnet2.bin.{program}"):
+            module.CTCPrefixScorer = PrefixScorer
 
 
 def _provide_editdistance() -> None:

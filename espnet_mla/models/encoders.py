@@ -12,6 +12,7 @@ from espnet2.asr.encoder import branchformer_encoder, conformer_encoder, e_branc
 from torch import Tensor, nn
 
 from espnet_mla.attention import ATTENTIONS, POSITIONS, build_attention
+from espnet_mla.models.signature import extended
 
 # What ESPnet has to be told so that its network fits our attention in everything else. A rotary position is the
 # attention's own affair: the embedding in front of the first layer then only scales, see `ScaledInput`.
@@ -59,14 +60,8 @@ class AttentionChoice:
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        # ESPnet lists a configuration's keys and defaults by reading the signature.
-        espnet = inspect.signature(cls.__mro__[2])
-        parameters = dict(espnet.parameters)
-        for key, default in ((cls.attention_key, "selfattn"), ("attention_conf", {})):
-            new = inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default)
-            parameters.setdefault(key, new)
-        cls.__signature__ = espnet.replace(parameters=list(parameters.values()))
-        cls._espnet_keys = frozenset(espnet.parameters)
+        cls.__signature__ = extended(cls.__mro__[2], {cls.attention_key: "selfattn", "attention_conf": {}})
+        cls._espnet_keys = frozenset(inspect.signature(cls.__mro__[2]).parameters)
 
     def __init__(self, *args: Any, **kwargs: Any):
         given = self.__signature__.bind(*args, **kwargs)

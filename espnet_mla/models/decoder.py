@@ -1,0 +1,247 @@
+"""ESPnet's Transformer decoder with a KV cache, and with the choice of its attentions.
+
+ESPnet keeps the outputs of its layers, and projects all of them and the whole encoder output again at each step and for
+each hypothesis. Here keys and values (or latents) are kept: those of the encoder output are made once for an utterance
+and shared by its hypotheses, those of the tokens grow by one a step. Parameters, layers and beam search are ESPnet's.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from espnet2.asr.decoder import transformer_decoder
+from espnet2.legacy.nets.pytorch_backend.transformer.attention import MultiHeadedAttention
+from torch import Tensor
+
+from espnet_mla.attention import FrameCache, Past, build_attention
+from espnet_mla.attention.base import attend_to_kept, keeps
+from espnet_mla.attention.softmax import softmax_attention
+from espnet_mla.models.signature import extended
+
+# What a decoder can have: linear attention would need a causal state in training too.
+CHOICES = ("mha", "gqa", "mla")
+
+
+class CacheBytes(NamedTuple):
+    """Bytes of keys and values (or latents), over all layers."""
+
+    self_attention: int = 0
+    source_attention: int = 0
+
+
+@dataclass(frozen=True)
+class DecodingState:
+    """What decoding keeps of the hypotheses of one or several utterances.
+
+    Args:
+        source: of each layer, what its source attention keeps of the encoder output, a row for each utterance.
+        frames: the length of that output.
+        tokens: of each layer, what its self-attention keeps of the tokens; empty before the first, and where a later
+            step has let it go.
+        rows: (int64, one axis) the rows of `tokens` that this state stands for, the hypotheses of an utterance side by
+            side.
+        before: the `tokens` of the step before. A beam search holds on to the states of hypotheses that have ended, and
+            never scores them again: two steps later their caches are let go.
+    """
+
+    source: list[FrameCache]
+    frames: int
+    tokens: list[FrameCache]
+    rows: Tensor
+    before: list[FrameCache] = field(default_factory=list)
+
+    def select(self, rows: Tensor | slice) -> "DecodingState":
+        """Only these of its rows, in that order: nothing is copied before they are gone on from."""
+        return replace(self, rows=self.rows[rows])
+
+
+class KeepingAttention(MultiHeadedAttention):
+    """ESPnet's attention as it is, which a decoder may also give what it has kept: see `attend_to_kept`."""
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.h, self.d_k)).transpose(1, 2)  # (b, h, t, d_k)
+
+    def project_kv(self, x: Tensor) -> FrameCache:
+        """Keys and values of the frames x (b, t, d)."""
+        return FrameCache((self.k_norm(self._heads(self.linear_k(x))), self._heads(self.linear_v(x))))
+
+    def attend(self, query: Tensor, kv: FrameCache, position: None, mask: Tensor | None) -> Tensor:
+        """As `espnet_mla.attention.Attention.attend`."""
+        q = self.q_norm(self._heads(self.linear_q(query)))
+        out = softmax_attention(q, *kv.tensors, None, mask, 1 / math.sqrt(self.d_k), 0.0, own=False)
+        return self.linear_out(out.transpose(1, 2).flatten(-2))
+
+    def forward(self, query, key, value, mask, expand_kv=False):
+        """ESPnet's call, or a decoder's."""
+        if keeps(key, mask):
+            return attend_to_kept(self, query, key, mask)
+        return super().forward(query, key, value, mask, expand_kv)
+
+
+class TransformerDecoder(transformer_decoder.TransformerDecoder):
+    """Transformer decoder (Vaswani et al. 2017) that scores the tokens of a beam search with a KV cache.
+
+    New keys: `self_attention_layer_type` and `src_attention_layer_type`, each mha (the default), gqa or mla, with their
+    options in `self_attention_conf` and `src_attention_conf`. mha is ESPnet's own: the network, its training and its
+    checkpoints stay what they are without this class.
+
+    Raises:
+        ValueError: an unknown attention or option, a size that can't work, or ESPnet's qk_norm with gqa or mla.
+    """
+
+    _new: ClassVar[dict[str, object]] = {
+        "self_attention_layer_type": "mha",
+        "self_attention_conf": {},
+        "src_attention_layer_type": "mha",
+        "src_attention_conf": {},
+    }
+    __signature__ = extended(transformer_decoder.TransformerDecoder, _new)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        given = self.__signature__.bind(*args, **kwargs)
+        given.apply_defaults()
+        conf = dict(given.arguments)
+        new = {key: conf.pop(key) for key in self._new}
+        super().__init__(**conf)
+        self.cache_bytes = CacheBytes()
+        """The most that was kept since `init_state` or `batch_init_state` was called last."""
+        for part, slot in (("self", "self_attn"), ("src", "src_attn")):
+            kind, options = new[f"{part}_attention_layer_type"], new[f"{part}_attention_conf"] or {}
+            _check(part, kind, options, conf["qk_norm"])
+            for layer in self.decoders:
+                if kind == "mha":
+                    getattr(layer, slot).__class__ = KeepingAttention
+                    continue
+                attention = build_attention(
+                    kind,
+                    options,
+                    d_model=conf["encoder_output_size"],
+                    num_heads=conf["attention_heads"],
+                    position="abs_pos",  # added to the tokens before the first layer
+                    dropout_rate=conf[f"{part}_attention_dropout_rate"],
+                )
+                setattr(layer, slot, attention)
+
+    def batch_init_state(self, x: Tensor, xs_lengths: Tensor | None = None) -> DecodingState:
+        """What decoding begins with: the encoder output projected, once.
+
+        Args:
+            x: (time, d) of one utterance, or (utterances, time, d).
+            xs_lengths: not needed, since `batch_score` gets the mask.
+        """
+        if x.dim() == 2:
+            x = x.unsqueeze(0)
+        source = [layer.src_attn.project_kv(x) for layer in self.decoders]
+        self.cache_bytes = CacheBytes(0, sum(kv.nbytes for kv in source))
+        return DecodingState(source, x.shape[1], [], torch.arange(len(x), device=x.device))
+
+    init_state = batch_init_state
+
+    def score(self, ys: Tensor, state: DecodingState | None, x: Tensor, return_hs: bool = False):
+        """Score the tokens that may follow one hypothesis, as ESPnet's.
+
+        Args:
+            ys: (length,), int64, the tokens so far.
+            state: of `init_state`, or of the step before.
+            x: (time, d), the encoder output.
+            return_hs: also return the hidden state before the output layer.
+
+        Returns:
+            log probabilities (vocabulary,), with return_hs the hidden state (1, d), and the state.
+        """
+        out, hidden, state = self._advance(ys.unsqueeze(0), self._joined([state], x.unsqueeze(0)), None)
+        return (out.squeeze(0), hidden, state) if return_hs else (out.squeeze(0), state)
+
+    def batch_score(
+        self,
+        ys: Tensor,
+        states: list[DecodingState | None] | DecodingState,
+        xs: Tensor,
+        return_hs: bool = False,
+        xs_mask: Tensor | None = None,
+    ) -> tuple[Tensor | tuple[Tensor, Tensor], DecodingState]:
+        """Score the tokens that may follow each hypothesis, as ESPnet's.
+
+        Args:
+            ys: (hypotheses, length), int64, the tokens so far, the hypotheses of an utterance side by side.
+            states: of each hypothesis, or of all.
+            xs: (hypotheses, time, d), the encoder output that each goes with.
+            return_hs: also return the hidden states before the output layer.
+            xs_mask: (hypotheses, 1, time), true for real frames, or None.
+
+        Returns:
+            log probabilities (hypotheses, vocabulary), with return_hs paired with hidden states (hypotheses, d); and the
+            state of all hypotheses.
+        """
+        past = self._joined(states, xs)
+        if xs_mask is not None:
+            xs_mask = xs_mask[:: len(ys) // past.source[0].rows]
+        out, hidden, state = self._advance(ys, past, xs_mask)
+        past.before.clear()
+        state = replace(state, before=past.tokens)
+        return ((out, hidden) if return_hs else out), state
+
+    def select_state(self, state: DecodingState, i: int, new_id: int | None = None) -> DecodingState:
+        """The state of hypothesis i."""
+        return state[i] if isinstance(state, list) else state.select(slice(i, i + 1))
+
+    def batch_select_state(self, state: DecodingState, best_ids: Tensor) -> DecodingState:
+        """The state of the hypotheses that beam pruning has kept.
+
+        Args:
+            best_ids: (utterances, beam), the hypothesis within its utterance times the vocabulary size, plus the token.
+        """
+        each = len(state.rows) // len(best_ids)
+        first = torch.arange(0, len(state.rows), each, device=best_ids.device).unsqueeze(-1)
+        return state.select((best_ids // self.output_layer.out_features + first).flatten())
+
+    def _joined(self, states: list[DecodingState | None] | DecodingState, xs: Tensor) -> DecodingState:
+        """One state of all hypotheses, whose source is this encoder output."""
+        if isinstance(states, DecodingState):
+            state = states
+        elif states[0] is None:
+            state = self.batch_init_state(xs[:1] if xs.stride(0) == 0 else xs)
+        elif all(other.tokens is states[0].tokens for other in states):
+            state = replace(states[0], rows=torch.cat([other.rows for other in states]))
+        else:
+            state = replace(states[0], tokens=[], before=[])
+        if state.frames != xs.shape[1]:  # speech that is still coming in
+            grown = self.batch_init_state(xs[:: len(xs) // state.source[0].rows])
+            state = replace(state, source=grown.source, frames=grown.frames)
+        return state
+
+    def _advance(
+        self, ys: Tensor, state: DecodingState, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, DecodingState]:
+        """Log probabilities, hidden state and the next state, after the tokens that `state` does not hold yet."""
+        rows, tokens = state.rows, state.tokens
+        for length in range(len(tokens[0]) + 1 if tokens else 1, ys.shape[1] + 1):
+            x = self.embed(ys[:, :length])[:, -1:]
+            pasts = [Past(cache, rows) for cache in tokens or [None] * len(self.decoders)]
+            for layer, source, past in zip(self.decoders, state.source, pasts, strict=True):
+                x, *_ = layer(x, past, source, mask)
+            tokens = [past.cache for past in pasts]
+            rows = torch.arange(len(ys), device=ys.device)
+        self.cache_bytes = CacheBytes(
+            max(self.cache_bytes.self_attention, sum(kv.nbytes for kv in tokens)), sum(kv.nbytes for kv in state.source)
+        )
+        hidden = x[:, -1]
+        if self.normalize_before:
+            hidden = self.after_norm(hidden)
+        out = hidden
+        if self.output_layer is not None:
+            out = torch.log_softmax(self.output_layer(hidden), dim=-1)
+        return out, hidden, DecodingState(state.source, state.frames, tokens, rows)
+
+
+def _check(part: str, kind: str, options: dict, qk_norm: bool) -> None:
+    if kind not in CHOICES:
+        raise ValueError(f"{part}_attention_layer_type: {kind!r} must be one of {', '.join(CHOICES)}")
+    if kind == "mha" and options:
+        raise ValueError(f"{part}_attention_conf: {options}: {part}_attention_layer_type: mha has no options")
+    if kind != "mha" and qk_norm:
+        raise ValueError(f"qk_norm: true belongs to ESPnet's own attention: {part}_attention_layer_type: {kind} has none")
+
+
+DECODERS = {"transformer": TransformerDecoder}

@@ -1,4 +1,4 @@
-"""The twelve confs build what they promise, and within an architecture differ in the attention alone."""
+"""The confs build what they promise, and within an architecture differ in the attention alone."""
 
 from pathlib import Path
 
@@ -43,6 +43,25 @@ def test_a_conf_builds_a_model_of_the_size_and_the_cache_that_readme_says(archit
         assert attention.name == kind
         assert attention.project_kv(torch.randn(1, 5, 256)).nbytes_per_frame == 4 * KEPT[kind]
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[architecture][kind]
+
+
+@pytest.mark.parametrize(("architecture", "parameters"), [("conformer", 32_251_152), ("branchformer", 28_610_832)])
+def test_a_conf_with_a_latent_decoder_differs_from_the_one_without_in_the_decoder_alone(
+    architecture, parameters, token_list
+):
+    name = f"{architecture}_mla_decoder"
+    conf, plain = yaml.safe_load((CONF / f"{name}.yaml").read_text()), load(architecture, "mla")
+    model = ASRTask.build_model(
+        ASRTask.get_parser().parse_args(["--config", str(CONF / f"{name}.yaml"), "--token_list", token_list])
+    )
+    attentions = [module for module in model.decoder.modules() if isinstance(module, Attention)]
+    assert [attention.name for attention in attentions] == ["mla"] * 12
+    assert all(attention.kv_lora_rank == 64 for attention in attentions)
+    for part in ("self", "src"):
+        assert conf["decoder_conf"].pop(f"{part}_attention_layer_type") == "mla"
+        assert conf["decoder_conf"].pop(f"{part}_attention_conf") == {"kv_lora_rank": 64}
+    assert conf == plain
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

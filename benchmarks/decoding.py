@@ -1,0 +1,233 @@
+"""ESPnet's beam search with its own decoder and CTC scorer and with ours, side by side.
+
+    python benchmarks/decoding.py [--device cuda] [--cases 20x25x100] [--rounds 5] [--output results.json]
+    python benchmarks/decoding.py --same exp/asr_x/config.yaml exp/asr_x/valid.acc.ave.pth dump/raw/test_clean/wav.scp
+
+The first times a Conformer 12 x 256 with a 6-block decoder and 5,000 tokens, weights random from a fixed seed: encoder
+and search, CTC weight 0.3, all in one run whose subjects take turns; a figure is the median of its rounds. Every case
+first compares the five best hypotheses. The second decodes every utterance of a list with a trained model, with every
+option that the recipe's decoding uses, and counts the hypotheses that differ.
+"""
+
+import argparse
+import contextlib
+import gc
+import itertools
+import json
+import logging
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from attention import machine
+from torch import Tensor
+
+VOCABULARY, D_MODEL, BLOCKS = 5000, 256, 6
+CASES = ("20x10x40", "20x25x100", "20x8*10x40", "10x25x100", "1x10x40")  # beam x [utterances *] seconds x tokens
+ESPNET = "espnet"
+OURS = {  # name -> keys of decoder_conf
+    "mha": {},
+    "mla 64": {
+        "self_attention_layer_type": "mla",
+        "self_attention_conf": {"kv_lora_rank": 64},
+        "src_attention_layer_type": "mla",
+        "src_attention_conf": {"kv_lora_rank": 64},
+    },
+}
+NBEST = 5
+CLOSE, ROUNDING = 1e-4, 4 * torch.finfo(torch.float32).eps  # absolute, and of scores that float32 has no such steps for
+
+
+def parse(case: str) -> tuple[int, int, int, int]:
+    """beam, utterances, seconds, tokens."""
+    beam, speech, tokens = case.split("x")
+    utterances, _, seconds = speech.rpartition("*")
+    return int(beam), int(utterances or 1), int(seconds), int(tokens)
+
+
+def subject(name: str, beam: int, device: str):
+    """The beam search of one subject, with a CTC layer that all share by their seed."""
+    from espnet2.asr.ctc import CTC
+    from espnet2.asr.decoder.transformer_decoder import TransformerDecoder as EspnetDecoder
+    from espnet2.legacy.nets.batch_beam_search import BatchBeamSearch
+    from espnet2.legacy.nets.scorers.length_bonus import LengthBonus
+
+    from espnet_mla.models.ctc import PrefixScorer
+    from espnet_mla.models.decoder import TransformerDecoder
+
+    torch.manual_seed(0)
+    ctc = CTC(VOCABULARY, D_MODEL).eval()
+    torch.nn.init.normal_(ctc.ctc_lo.weight, std=0.3)  # frames that differ, as a trained layer's do
+    decoder_class, conf = (EspnetDecoder, {}) if name == ESPNET else (TransformerDecoder, OURS[name])
+    torch.manual_seed(1)
+    decoder = decoder_class(VOCABULARY, D_MODEL, num_blocks=BLOCKS, **conf).eval()
+    scorer_class = PrefixScorer.__mro__[1] if name == ESPNET else PrefixScorer
+    scorers = {
+        "decoder": decoder,
+        "ctc": scorer_class(ctc, VOCABULARY - 1, window_margin=100),  # ESPnet's default
+        "length_bonus": LengthBonus(VOCABULARY),
+    }
+    weights = {"decoder": 0.7, "ctc": 0.3, "length_bonus": 0.0}
+    search = BatchBeamSearch(scorers, weights, beam, VOCABULARY, VOCABULARY - 1, VOCABULARY - 1, pre_beam_score_key="full")
+    return search.to(device).eval()
+
+
+def encoder(device: str):
+    """The encoder that all subjects share."""
+    from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
+
+    torch.manual_seed(2)
+    return ConformerEncoder(
+        80, output_size=D_MODEL, num_blocks=12, linear_units=1024, macaron_style=True, rel_pos_type="latest"
+    ).to(device).eval()
+
+
+@torch.no_grad()
+def run(network, search, features: Tensor, tokens: int) -> list[list]:
+    """n-best lists of all utterances."""
+    lengths = torch.full((len(features),), features.shape[1], device=features.device)
+    out, out_lengths, _ = network(features, lengths)
+    if len(features) == 1:
+        return [search(out[0], maxlenratio=-float(tokens))]
+    return search(out, maxlenratio=-float(tokens), x_lengths=out_lengths)
+
+
+def different(found: list, expected: list) -> bool:
+    """Whether two n-best lists differ, in a token or in a score."""
+    return any(
+        a is None
+        or b is None
+        or a.yseq.tolist() != b.yseq.tolist()
+        or abs(float(a.score) - float(b.score)) > max(CLOSE, ROUNDING * abs(float(b.score)))
+        for a, b in itertools.zip_longest(found[:NBEST], expected[:NBEST])
+    )
+
+
+def measure(cases: list[str], rounds: int, device: str) -> dict:
+    """results[case] of all subjects: seconds, bytes of the caches, and whether the n-best lists of mha are ESPnet's."""
+    network, results = encoder(device), {}
+    for case in cases:
+        beam, utterances, seconds, tokens = parse(case)
+        features = torch.randn(utterances, 100 * seconds, 80, device=device)
+        searches = {name: subject(name, beam, device) for name in (ESPNET, *OURS)}
+        taken: dict[str, list[float]] = {name: [] for name in searches}
+        found = {}
+        for number in range(rounds + 1):
+            for name, search in searches.items():
+                gc.collect()
+                began = time.perf_counter()
+                found[name] = run(network, search, features, tokens)
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                if number:  # the first round warms up
+                    taken[name].append(time.perf_counter() - began)
+        wrong = sum(different(a, b) for a, b in zip(found["mha"], found[ESPNET], strict=True))
+        results[case] = {"different": wrong, "utterances": utterances}
+        for name, search in searches.items():
+            results[case][name] = {"seconds": statistics.median(taken[name])}
+            if name != ESPNET:
+                results[case][name] |= search.nn_dict["decoder"].cache_bytes._asdict()
+        print(row(case, results[case]), flush=True)
+    return results
+
+
+def row(case: str, result: dict) -> str:
+    beam, utterances, seconds, tokens = parse(case)
+    espnet = result[ESPNET]["seconds"]
+    speech = f"{utterances} x {seconds} s" if utterances > 1 else f"{seconds} s"
+    cells = [f"beam {beam}, {speech}, {tokens} tokens", f"{espnet:.2f} s"]
+    for name in OURS:
+        ours = result[name]
+        cells.append(f"{espnet / ours['seconds']:.1f} ({ours['seconds']:.2f} s)")
+    for name in OURS:
+        ours = result[name]
+        cells.append(f"{ours['self_attention'] / 1e6:.2f} + {ours['source_attention'] / 1e6:.2f} MB")
+    cells.append(f"{result['different']} of {utterances}")
+    return f"| {' | '.join(cells)} |"
+
+
+HEAD = (
+    f"| case | ESPnet | ESPnet / {' | ESPnet / '.join(OURS)} | cache of {' | cache of '.join(OURS)} | n-best lists that differ |\n"
+    f"| --- {'| --- ' * (2 + 2 * len(OURS))}|"
+)
+
+OPTIONS = [
+    {"ctc_weight": 0.3},
+    {"ctc_weight": 0.0},
+    {"ctc_weight": 1.0},
+    {"ctc_weight": 0.3, "penalty": 0.5},
+    {"ctc_weight": 0.3, "maxlenratio": 0.4, "minlenratio": 0.05},
+    {"ctc_weight": 0.3, "maxlenratio": -12.0},
+    {"ctc_weight": 0.3, "normalize_length": True},
+    {"ctc_weight": 0.3, "ctc_window_margin": 0},
+]
+
+
+@contextlib.contextmanager
+def espnets_own():
+    """ESPnet's decoder and CTC scorer behind their names."""
+    import espnet2.bin.asr_inference as program
+    from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
+    from espnet2.tasks.asr import decoder_choices
+
+    from espnet_mla.models.ctc import PrefixScorer
+
+    ours = decoder_choices.classes["transformer"]
+    decoder_choices.classes["transformer"], program.CTCPrefixScorer = TransformerDecoder, PrefixScorer.__mro__[1]
+    try:
+        yield
+    finally:
+        decoder_choices.classes["transformer"], program.CTCPrefixScorer = ours, PrefixScorer
+
+
+def same(config: str, model: str, wav_scp: str, beam: int) -> None:
+    """Decode all utterances both ways with every set of OPTIONS; print how many n-best lists differ."""
+    import soundfile
+
+    import espnet_mla
+
+    espnet_mla.register()
+    from espnet2.bin.asr_inference import Speech2Text
+
+    speech = [soundfile.read(line.split(maxsplit=1)[1], dtype="float32")[0] for line in Path(wav_scp).read_text().splitlines()]
+    print("| options | utterances | n-best lists that differ | ESPnet's time / ours |\n| --- | --- | --- | --- |")
+    for options in OPTIONS:
+        given = dict(nbest=NBEST, beam_size=beam, lm_weight=0.0, **options)
+        ours = Speech2Text(config, model, **given)
+        with espnets_own():
+            theirs = Speech2Text(config, model, **given)
+        wrong, seconds = 0, [0.0, 0.0]
+        for samples in speech:
+            found = []
+            for which, decode in enumerate((ours, theirs)):
+                began = time.perf_counter()
+                found.append([best[3] for best in decode(samples)])
+                seconds[which] += time.perf_counter() - began
+            wrong += different(*found)
+        told = ", ".join(f"{key} {value}" for key, value in options.items())
+        print(f"| {told} | {len(speech)} | {wrong} | {seconds[1] / seconds[0]:.1f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--cases", nargs="+", default=list(CASES), help="beam x seconds x tokens (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    parser.add_argument("--same", nargs=3, metavar=("CONFIG", "MODEL", "WAV_SCP"))
+    parser.add_argument("--beam", type=int, default=10, help="of --same (default: %(default)s)")
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)
+    if options.same:
+        same(*options.same, options.beam)
+        return
+    print(f"{machine(options.device)}\n\n{HEAD}", flush=True)
+    results = measure(options.cases, options.rounds, options.device)
+    if options.output:
+        options.output.write_text(json.dumps({"machine": machine(options.device), "figures": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

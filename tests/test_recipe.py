@@ -1,7 +1,6 @@
 """The whole recipe, by run.sh and ESPnet's own programs, on a few utterances; and data preparation on real speech."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -103,24 +102,3 @@ def test_a_mini_run_keeps_to_its_own_folder_and_scales_the_configuration(tmp_pat
 def test_an_unknown_corpus_is_refused(tmp_path):
     done = run(recipe_folder(tmp_path), None, "--corpus", "timit")
     assert done.returncode == 2 and done.stderr == "error: --corpus timit: valid are librispeech_100 and mini\n"
-
-
-def test_with_an_espnet_checkout_its_own_asr_sh_is_run_with_the_plugin(tmp_path):
-    checkout = tmp_path / "espnet"
-    template = checkout / "egs2" / "TEMPLATE" / "asr1"
-    for name in ("utils", "steps", "scripts", "pyscripts"):
-        (template / name).mkdir(parents=True)
-    (template / "asr.sh").write_text('#!/bin/sh\nprintf "%s\\n" upstream "$@"\n')
-    (template / "asr.sh").chmod(0o755)
-    folder = tmp_path / "recipe"
-    folder.mkdir()
-    recipe_folder(folder)
-    environment = {**os.environ, "ESPNET_ROOT": str(checkout), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([str(folder / "asr.sh"), "--use_lm", "true"], cwd=folder, env=environment,
-                          capture_output=True, text=True, check=True)  # fmt: skip
-    assert done.stdout.splitlines() == ["upstream", "--python", "python3 -m espnet_mla.run", "--use_lm", "true"]
-    assert all((folder / name).is_dir() for name in ("utils", "steps", "scripts", "pyscripts"))
-    shutil.rmtree(checkout / "egs2")
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    lost = subprocess.run([str(folder / "asr.sh")], cwd=folder, env=environment, capture_output=True, text=True)
-    assert lost.returncode == 1 and "is no ESPnet checkout" in lost.stderr

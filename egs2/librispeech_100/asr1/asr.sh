@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The stages, with the options of ESPnet's asr.sh: by the ESPnet checkout that ESPNET_ROOT names (all of ESPnet:
 # clusters, language models, k2), else by this package alone. What one has begun, the other can finish.
+# With the one option --unlink, the links into the checkout are removed again.
 set -euo pipefail
 
 . ./path.sh
@@ -9,16 +10,11 @@ if ! python3 -c "import espnet_mla" 2> /dev/null; then
     echo "error: python3 has no espnet_mla; setup_environment.sh at the top of the repository installs it" >&2
     exit 1
 fi
+if [ "${1:-}" = --unlink ]; then
+    exec python3 -m espnet_mla.recipe.checkout --unlink
+fi
 if [ -z "${ESPNET_ROOT:-}" ]; then
     exec python3 -m espnet_mla.recipe "$@"
 fi
-
-template=${ESPNET_ROOT}/egs2/TEMPLATE/asr1
-if [ ! -x "${template}/asr.sh" ]; then
-    echo "error: ESPNET_ROOT=${ESPNET_ROOT} is no ESPnet checkout: egs2/TEMPLATE/asr1/asr.sh is not there" >&2
-    exit 1
-fi
-for name in utils steps scripts pyscripts; do
-    ln -sfn "${template}/${name}" "${name}"
-done
-exec "${template}/asr.sh" --python "python3 -m espnet_mla.run" "$@"
+python3 -m espnet_mla.recipe.checkout "$@"
+exec "${ESPNET_ROOT}/egs2/TEMPLATE/asr1/asr.sh" --python "python3 -m espnet_mla.run" "$@"

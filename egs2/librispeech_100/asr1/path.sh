@@ -1,7 +1,7 @@
 # The environment of every script of this recipe: Python from the repository's .venv, where there is one, and with
 # ESPNET_ROOT the tools of that ESPnet checkout. ESPnet's asr.sh reads this file too.
 
-if [ -n "${ESPNET_ROOT:-}" ]; then
+if [ -d "${ESPNET_ROOT:-}" ]; then
     MAIN_ROOT=$(cd "${ESPNET_ROOT}" && pwd)
     export ESPNET_ROOT=${MAIN_ROOT}
     export PATH=${PWD}/utils:${PATH}

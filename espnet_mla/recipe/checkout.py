@@ -1,0 +1,121 @@
+"""`python -m espnet_mla.recipe.checkout`: ready this folder for the asr.sh of the ESPnet checkout in ESPNET_ROOT.
+
+asr.sh calls it with its own options before it hands over. With `--unlink` it removes what it has made.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from espnet_mla.recipe.files import RecipeError
+from espnet_mla.recipe.layout import Layout
+from espnet_mla.recipe.options import parse
+
+LINKS = ("utils", "steps", "scripts", "pyscripts")
+TEMPLATE = Path("egs2/TEMPLATE/asr1")
+# What decides which stages are performed; upstream takes many more options, and checks them itself.
+DECISIVE = (
+    "stage", "stop_stage", "skip_stages", "skip_data_prep", "skip_train", "skip_eval", "eval_valid_set",
+    "speed_perturb_factors", "train_set", "valid_set", "test_sets",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that upstream's scripts run: for what, when, and how to get it."""
+
+    purpose: str
+    needed: Callable[[Layout], bool]
+    source: str
+
+
+def _piped(layout: Layout, program: str) -> bool:
+    """Whether an audio list that stage 3 reads runs the program."""
+    lists = (Path("data") / name / "wav.scp" for name in layout.formatted_sets)
+    return 3 in layout.performed and any(f" {program} " in path.read_text() for path in lists if path.exists())
+
+
+PROGRAMS = {
+    "perl": Program("Kaldi's scripts", lambda at: True, "apt install perl"),
+    "sox": Program(
+        "speed perturbation",
+        lambda at: bool(at.settings.speed_perturb_factors) and not {2, 3}.isdisjoint(at.performed),
+        "apt install sox, or conda install -c conda-forge sox",
+    ),
+    "flac": Program("audio in data/*/wav.scp", lambda at: _piped(at, "flac"), "apt install flac"),
+    "sclite": Program("stage 13", lambda at: 13 in at.performed, "installers/install_sctk.sh in {root}/tools"),
+}
+
+
+def check(root: Path, arguments: Sequence[str]) -> None:
+    """Find before any work what upstream's asr.sh would miss.
+
+    Args:
+        root: the checkout.
+        arguments: options of asr.sh, `--name value`.
+
+    Raises:
+        RecipeError: this is no checkout, its Kaldi scripts are missing, or a program that the stages run.
+    """
+    template = root / TEMPLATE
+    for name, lacking in (
+        ("asr.sh", "is no ESPnet checkout"),
+        *((name, "is no ESPnet checkout of today") for name in LINKS),
+        ("utils/run.pl", "carries no Kaldi scripts; checkouts of 2026 do"),
+    ):
+        if not (template / name).exists():
+            raise RecipeError(f"ESPNET_ROOT={root} {lacking}: {TEMPLATE / name} is not there")
+    pairs = zip(arguments[::2], arguments[1::2], strict=False)
+    decisive = [word for pair in pairs if pair[0].removeprefix("--") in DECISIVE for word in pair]
+    layout = Layout(parse(decisive))
+    missing = [
+        f"{name} ({program.purpose}): {program.source.format(root=root)}"
+        for name, program in PROGRAMS.items()
+        if program.needed(layout) and not shutil.which(name)
+    ]
+    if missing:
+        raise RecipeError("these programs are needed with ESPNET_ROOT and not found:\n  " + "\n  ".join(missing))
+
+
+def link(root: Path) -> None:
+    """Link into this folder what upstream's asr.sh looks for in it.
+
+    Raises:
+        RecipeError: something that is no link is in the way.
+    """
+    for name in LINKS:
+        path = Path(name)
+        if path.exists() and not path.is_symlink():
+            raise RecipeError(f"{path.absolute()} is in the way: a link to {root / TEMPLATE / name} belongs there")
+        path.unlink(missing_ok=True)
+        path.symlink_to(root / TEMPLATE / name)
+
+
+def unlink() -> None:
+    """Remove the links."""
+    for name in LINKS:
+        if Path(name).is_symlink():
+            Path(name).unlink()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check and link, or unlink; the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if given == ["--unlink"]:
+            unlink()
+        else:
+            root = Path(os.environ["ESPNET_ROOT"])
+            check(root, given)
+            link(root)
+    except (RecipeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

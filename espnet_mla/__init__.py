@@ -1,7 +1,13 @@
 """MHA, GQA, MLA and linear attention as choices in ESPnet's configuration.
 
-Importing this package is light; `register()` brings in ESPnet.
+Importing this package is light; `register()` and `from_pretrained()` bring in ESPnet.
 """
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from espnet2.bin.asr_inference import Speech2Text
 
 __version__ = "0.1.0"
 
@@ -11,3 +17,24 @@ def register() -> None:
     from espnet_mla.plugin import register as register_in_espnet
 
     register_in_espnet()
+
+
+def from_pretrained(source: str | os.PathLike[str], **options: object) -> "Speech2Text":
+    """Load a trained model: `text, *_ = from_pretrained("exp/asr_tiny")(samples)[0]`.
+
+    Args:
+        source: an archive of stage 14 (.zip), which is unpacked below ~/.cache/espnet_mla; a folder, either such an
+            archive unpacked or an experiment; or owner/name on the Hugging Face hub.
+        inference_asr_model: of an experiment, the file of the model; default valid.acc.ave.pth.
+        options: of ESPnet's Speech2Text: device, beam_size, ctc_weight, ...
+
+    Returns:
+        ESPnet's Speech2Text. It takes the samples of one utterance, (time,) at the model's sampling rate, and returns
+        [(text, tokens, token ids, hypothesis), ...], the best one first.
+
+    Raises:
+        RecipeError: the source is not there, is none of these, or was packed by a newer espnet_mla.
+    """
+    from espnet_mla.pretrained import from_pretrained as load
+
+    return load(source, **options)

@@ -12,8 +12,15 @@ def _recipe(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _transcribe(arguments: list[str]) -> int:
+    from espnet_mla.transcribe import main
+
+    return main(arguments)
+
+
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "recipe": ("the stages of ESPnet's asr.sh; espnet-mla recipe --help lists its options", _recipe),
+    "transcribe": ("the text of audio files", _transcribe),
 }
 """Name -> what it does, and the function that takes its arguments and returns the exit status."""
 

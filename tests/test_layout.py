@@ -57,6 +57,15 @@ def test_characters_need_no_bpe_model_and_no_size():
     assert at.asr_tag == "train_raw_char" and str(at.asr_stats_dir) == "exp/asr_stats_raw_char"
 
 
+@pytest.mark.parametrize("model", ["valid.acc.ave.pth", "3epoch.pth", "sub/valid.loss.best.pth"])
+def test_archive_and_folder_of_the_upload_are_named_as_upstream_names_them(model):
+    at = layout("--asr_tag", "mine", "--inference_asr_model", model, "--hf_repo", "me/model")
+    script = 'asr_exp=$0; inference_asr_model=$1; echo "${asr_exp}/${asr_exp##*/}_${inference_asr_model%.*}.zip"'
+    upstream = subprocess.run(["bash", "-c", script, "exp/asr_mine", model], capture_output=True, text=True).stdout
+    assert str(at.packed_model) == upstream.strip()
+    assert str(at.hf_folder) == "exp/hf_me_model"
+
+
 def test_names_given_win():
     at = layout("--asr_tag", "mine", "--asr_stats_dir", "s", "--inference_tag", "d", "--expdir", "e")
     assert (str(at.asr_exp), str(at.asr_stats_dir), at.inference_tag) == ("e/asr_mine", "s", "d")
@@ -86,6 +95,8 @@ def test_formatted_sets_go_below_org_where_stage_4_reads_them():
     (("--skip_eval", "true", "--stage", "5"), [5, 10, 11]),
     (("--skip_stages", "2 12"), [1, 3, 4, 5, 10, 11, 13]),
     (("--skip_stages", "3", "--skip_train", "true"), [1, 12, 13]),
+    (("--stage", "13", "--skip_packing", "false"), [13, 14]),
+    (("--skip_eval", "true", "--stage", "11", "--skip_upload_hf", "false"), [11, 15]),
 ])  # fmt: skip
 def test_stages_that_are_performed(given, performed):
     assert list(layout(*given).performed) == performed

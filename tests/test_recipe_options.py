@@ -53,7 +53,7 @@ def test_unknown_option_is_named_with_the_closest():
 
 @pytest.mark.parametrize("name, value", [("use_lm", "true"), ("num_nodes", "2"), ("use_k2", "true"),
                                          ("token_type", "whisper_en"), ("feats_type", "fbank_pitch"),
-                                         ("skip_packing", "false"), ("download_model", "x/y")])  # fmt: skip
+                                         ("download_model", "x/y")])  # fmt: skip
 def test_what_only_upstream_has_is_refused_and_says_how_to_get_it(name, value):
     with pytest.raises(UsageError, match=rf"--{name} {value}.*ESPNET_ROOT"):
         parse([*SETS, f"--{name}", value])

@@ -59,6 +59,13 @@ class DecodingState:
 class KeepingAttention(MultiHeadedAttention):
     """ESPnet's attention as it is, which a decoder may also give what it has kept: see `attend_to_kept`."""
 
+    name = "mha"
+
+    @property
+    def d_model(self) -> int:
+        """The width of its input."""
+        return self.h * self.d_k
+
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.h, self.d_k)).transpose(1, 2)  # (b, h, t, d_k)
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from espnet_mla.recipe.files import RecipeError, read_table
 
-IMPLEMENTED = (1, 2, 3, 4, 5, 10, 11, 12, 13)
+IMPLEMENTED = (1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15)
 
 
 @dataclass(frozen=True)
@@ -150,13 +150,26 @@ class Layout:
         return self.asr_exp / self.inference_tag / dset
 
     @property
+    def packed_model(self) -> Path:
+        """The archive that stage 14 makes."""
+        model = re.sub(r"\.[^.]*$", "", self.settings.inference_asr_model)
+        return self.asr_exp / f"{self.asr_exp.name}_{model}.zip"
+
+    @property
+    def hf_folder(self) -> Path:
+        """What stage 15 uploads."""
+        return Path(self.settings.expdir) / f"hf_{self.settings.hf_repo.replace('/', '_')}"
+
+    @property
     def skipped(self) -> tuple[int, ...]:
         """Stages that are left out, in order."""
         settings = self.settings
-        skipped = {int(number) for number in settings.skip_stages.split()} | {6, 7, 8, 9, 14, 15}
+        skipped = {int(number) for number in settings.skip_stages.split()} | {6, 7, 8, 9}
         skipped |= {1, 2, 3, 4, 5} if settings.skip_data_prep else set()
         skipped |= {2, 4, 5, 6, 7, 8, 9, 10, 11} if settings.skip_train else set()
         skipped |= {12, 13} if settings.skip_eval else set()
+        skipped |= {14} if settings.skip_packing else set()
+        skipped |= {15} if settings.skip_upload_hf else set()
         return tuple(sorted(skipped))
 
     @property

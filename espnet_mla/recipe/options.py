@@ -37,6 +37,8 @@ OPTIONS = {
         Option("skip_data_prep", False, "leave out data preparation (stages 1 to 5)"),
         Option("skip_train", False, "leave out training (stages 2 and 4 to 11)"),
         Option("skip_eval", False, "leave out decoding and scoring (stages 12 and 13)"),
+        Option("skip_packing", True, "leave out packing (stage 14)"),
+        Option("skip_upload_hf", True, "leave out the upload to the Hugging Face hub (stage 15)"),
         Option("eval_valid_set", False, "decode and score the validation set too"),
         Option("ngpu", 1, "GPUs that training uses; 0 trains on the CPU", least=0),
         Option("nj", CORES, "jobs side by side; by default one for each core", least=1),
@@ -103,17 +105,21 @@ OPTIONS = {
         Option("hyp_cleaner", "none", "text cleaner for hypotheses"),
         Option("lang", "noinfo", "language, for the names of folders"),
     ),
+    "Upload": (
+        Option("hf_repo", "", "owner/name on the Hugging Face hub; the token comes from HF_TOKEN or the hub's login"),
+        Option("hf_dry_run", False, "only write the folder that would be uploaded, <expdir>/hf_<hf_repo>"),
+    ),
 }
 """Group -> options that this recipe performs."""
 
 ABSENT = {
-    "skip_packing": "true", "skip_upload_hf": "true", "num_nodes": "1", "use_lightning": "false",
+    "num_nodes": "1", "use_lightning": "false",
     "post_process_local_data_opts": "", "auxiliary_data_tags": "", "multi_columns_input_wav_scp": "false",
     "multi_columns_output_wav_scp": "false", "hugging_face_model_name_or_path": "", "use_ngram": "false",
     "use_lm": "false", "use_word_lm": "false", "use_prompt": "false", "use_lang_prompt": "false",
     "use_nlp_prompt": "false", "num_splits_asr": "1", "num_ref": "1", "num_inf": "1", "sot_asr": "false",
     "use_k2": "false", "use_streaming": "false", "use_maskctc": "false", "download_model": "", "g2p": "none",
-    "hf_repo": "", "score_opts": "", "local_score_opts": "",
+    "score_opts": "", "local_score_opts": "",
 }  # fmt: skip
 """Option that only ESPnet's asr.sh has -> the value that asks for nothing, which is accepted."""
 

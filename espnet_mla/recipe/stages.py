@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from espnet_mla.recipe import audio, decoding, tokens, training
+from espnet_mla.recipe import audio, decoding, packing, tokens, training
 from espnet_mla.recipe.files import RecipeError, write_text
 from espnet_mla.recipe.layout import Layout
 from espnet_mla.recipe.options import hertz
@@ -38,7 +38,10 @@ def perform(layout: Layout) -> None:
         stage = STAGES[number]
         for path, maker in stage.needs(layout).items():
             if not path.exists():
-                raise RecipeError(f"stage {number} needs {path}, which stage {maker} makes: start with --stage {maker}")
+                skipped = " and do not skip it" if maker in layout.skipped else ""
+                raise RecipeError(
+                    f"stage {number} needs {path}, which stage {maker} makes: start with --stage {maker}{skipped}"
+                )
         log(f"Stage {number}: {stage.title(layout)}")
         stage_began = time.monotonic()
         stage.perform(layout)
@@ -58,6 +61,8 @@ def check(layout: Layout) -> None:
             _check_config(name, Path(getattr(settings, name)))
     if settings.nlsyms_txt != "none" and not Path(settings.nlsyms_txt).is_file():
         raise RecipeError(f"--nlsyms_txt {settings.nlsyms_txt} does not exist")
+    if 15 in layout.performed:
+        packing.check_upload(layout)
     wanted = {"ngpu": settings.ngpu if 11 in layout.performed else 0,
               "gpu_inference": int(settings.gpu_inference and 12 in layout.performed)}  # fmt: skip
     if any(wanted.values()):
@@ -166,6 +171,13 @@ def _scoring_inputs(layout: Layout) -> dict[Path, int]:
     return {**references, **{layout.decode_dir(dset) / "text": 12 for dset in layout.decoded_sets}}
 
 
+def _packing_inputs(layout: Layout) -> dict[Path, int]:
+    settings, asr_exp = layout.settings, layout.asr_exp
+    stats = {layout.asr_stats_dir / "train" / "feats_stats.npz": 10} if settings.feats_normalize == "global_mvn" else {}
+    bpemodel = {Path(layout.bpemodel): 5} if settings.token_type == "bpe" else {}
+    return {asr_exp / "config.yaml": 11, layout.asr_model: 11, **stats, **bpemodel, asr_exp / "RESULTS.md": 13}
+
+
 def _token_texts(layout: Layout) -> dict[Path, int]:
     if layout.settings.token_type != "bpe":
         return {layout.data_feats / "lm_train.txt": 4}
@@ -210,5 +222,11 @@ STAGES = {
     ),
     12: Stage(lambda at: f"Decoding: training_dir={at.asr_exp}", decoding.decode, _decoding_inputs),
     13: Stage(lambda at: f"Scoring: {at.asr_exp / at.inference_tag}", _score, _scoring_inputs),
+    14: Stage(lambda at: f"Pack model: {at.packed_model}", packing.pack, _packing_inputs),
+    15: Stage(
+        lambda at: f"Upload model to HuggingFace: {at.settings.hf_repo}",
+        packing.upload,
+        lambda at: {at.packed_model: 14},
+    ),
 }
 """Number -> stage, in the order of performance. 6 to 9 (language models) are ESPnet's own asr.sh's alone."""

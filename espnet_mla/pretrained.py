@@ -1,0 +1,152 @@
+"""from_pretrained(): a trained model, wherever it lies, as the Speech2Text of ESPnet that transcribes with it."""
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+from filelock import FileLock
+from packaging.version import Version
+
+import espnet_mla
+from espnet_mla.recipe.files import RecipeError
+
+if TYPE_CHECKING:
+    from espnet2.bin.asr_inference import Speech2Text
+
+VERSION_FILE = "espnet_mla.yaml"
+"""The file of an archive that says which version of this package has packed it."""
+
+_ON_THE_HUB = re.compile(r"https?://.+|[\w.-]+/[\w.-]+(@.+)?")
+_VALID = (
+    "valid are an archive of stage 14 (.zip), a folder with meta.yaml (such an archive, unpacked), the folder of an "
+    "experiment (with config.yaml), and owner/name on the Hugging Face hub"
+)
+
+
+def from_pretrained(
+    source: str | os.PathLike[str], *, inference_asr_model: str = "valid.acc.ave.pth", **options: object
+) -> "Speech2Text":
+    """Load a trained model with the plugin registered; see `espnet_mla.from_pretrained`."""
+    place = Path(source).expanduser()
+    folder = Path(os.path.abspath(place if place.exists() else _downloaded(str(source))))
+    if folder.is_file():
+        folder = _unpacked_in_cache(folder)
+    if (folder / "meta.yaml").is_file():
+        _check_version(folder, source)
+        root, files = folder, _packed_files(folder, source)
+    elif (folder / "config.yaml").is_file():
+        root = _recipe_folder(folder)
+        files = {"asr_train_config": folder / "config.yaml", "asr_model_file": folder / inference_asr_model}
+    else:
+        raise RecipeError(f"{source} holds neither meta.yaml nor config.yaml: {_VALID}")
+    for path in files.values():
+        if not path.is_file():
+            raise RecipeError(f"{source} lacks {os.path.relpath(path, folder)}{_other_models(folder)}")
+
+    espnet_mla.register()
+    from espnet2.bin.asr_inference import Speech2Text
+
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in [name for name in files if name.endswith("_config")]:
+            config = yaml.safe_load(files[name].read_text(encoding="utf-8"))
+            files[name] = Path(scratch) / f"{name}.yaml"
+            files[name].write_text(yaml.safe_dump(_with_absolute_paths(config, root)), encoding="utf-8")
+        return Speech2Text(**files, **options)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a zip archive into `folder`, which then holds its members and nothing else.
+
+    Raises:
+        RecipeError: it is not a whole zip archive, or a member would land outside of `folder`; that then stays as it was.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        partial = Path(scratch).resolve() / "content"
+        try:
+            with zipfile.ZipFile(archive) as members:
+                for name in members.namelist():
+                    if not (partial / name).resolve().is_relative_to(partial):
+                        raise RecipeError(f"{archive}: its member {name} would land outside of its folder")
+                members.extractall(partial)
+        except zipfile.BadZipFile as error:
+            raise RecipeError(f"{archive} is not a whole zip archive: {error}") from None
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+
+
+def _unpacked_in_cache(archive: Path) -> Path:
+    """The folder with an archive's content, named after that: another archive under the same name gets another one."""
+    with archive.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "espnet_mla"
+    cache.mkdir(parents=True, exist_ok=True)
+    folder = cache / digest
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            unpack(archive, folder)
+    return folder
+
+
+def _downloaded(tag: str) -> Path:
+    """What espnet_model_zoo gets for a tag: a folder from the hub, or an archive."""
+    if not _ON_THE_HUB.fullmatch(tag) or tag.endswith(".zip") and "://" not in tag:
+        raise RecipeError(f"{tag} does not exist: {_VALID}")
+    from espnet_model_zoo.downloader import ModelDownloader
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        return Path(ModelDownloader().download(tag))
+    except (OSError, HTTPError, RuntimeError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise RecipeError(f"{tag} is neither here nor can it be had from the hub ({why}): {_VALID}") from None
+
+
+def _check_version(folder: Path, source: str | os.PathLike[str]) -> None:
+    path = folder / VERSION_FILE
+    if not path.is_file():  # an archive that ESPnet's own recipes have packed
+        return
+    needed, there = yaml.safe_load(path.read_text(encoding="utf-8"))["version"], espnet_mla.__version__
+    if Version(needed) > Version(there):
+        raise RecipeError(f"{source} needs espnet_mla {needed} or newer, which packed it; installed is {there}")
+
+
+def _packed_files(folder: Path, source: str | os.PathLike[str]) -> dict[str, Path]:
+    """What meta.yaml names, under the names of Speech2Text's arguments."""
+    meta = yaml.safe_load((folder / "meta.yaml").read_text(encoding="utf-8"))
+    named = {**meta["yaml_files"], **meta["files"]}
+    if not {"asr_train_config", "asr_model_file"} <= set(named):
+        raise RecipeError(f"{source} holds no speech recogniser: its meta.yaml names only {', '.join(named)}")
+    return {name: folder / path for name, path in named.items()}
+
+
+def _recipe_folder(experiment: Path) -> Path:
+    """The folder that the paths in an experiment's config.yaml start from: that of the recipe, above the experiment."""
+    output_dir = yaml.safe_load((experiment / "config.yaml").read_text(encoding="utf-8"))["output_dir"]
+    return next((above for above in experiment.parents if above / output_dir == experiment), Path.cwd())
+
+
+def _other_models(folder: Path) -> str:
+    models = sorted(path.name for path in folder.glob("*.pth") if path.name != "checkpoint.pth")
+    return f"; inference_asr_model may be {', '.join(models)}" if models else ""
+
+
+def _with_absolute_paths(value: object, root: Path) -> object:
+    """A configuration in which every file below `root` is named by its whole path.
+
+    A list of tokens stays as it is: a token may be spelt like a file.
+    """
+    if isinstance(value, dict):
+        kept = {key for key in value if key == "token_list" and isinstance(value[key], list)}
+        return {key: item if key in kept else _with_absolute_paths(item, root) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_absolute_paths(item, root) for item in value]
+    if isinstance(value, str) and os.path.isfile(root / value):
+        return str(root / value)
+    return value

@@ -1,0 +1,238 @@
+"""Stages 14 and 15: the model as an archive of ESPnet's model zoo, and its upload to the Hugging Face hub."""
+
+import contextlib
+import inspect
+import os
+import re
+import shutil
+from pathlib import Path
+
+import yaml
+
+import espnet_mla
+from espnet_mla.pretrained import VERSION_FILE, unpack
+from espnet_mla.recipe.files import RecipeError, write_text
+from espnet_mla.recipe.layout import Layout
+from espnet_mla.recipe.options import UsageError, hertz
+from espnet_mla.recipe.report import log
+from espnet_mla.transcribe import DECODING
+
+TAGS = ("espnet", "audio", "automatic-speech-recognition")
+
+CARD = """\
+---
+{metadata}# license: the choice of whoever publishes this model, for example cc-by-4.0
+---
+# {title}
+
+A speech recogniser trained with [ESPnet](https://github.com/espnet/espnet) through espnet_mla, which makes a model's
+attention a choice in its configuration. It needs espnet_mla {version} or newer.
+
+## How to use it
+```python
+import espnet_mla
+import soundfile
+
+speech2text = espnet_mla.from_pretrained("{name}"{options})
+samples, rate = soundfile.read("speech.flac")  # one channel, {rate} Hz
+text, *_ = speech2text(samples)[0]
+print(text)
+```
+
+or, for audio of any rate:
+
+```
+espnet-mla transcribe {name} speech.flac{flags}
+```
+{kept}
+{results}"""
+
+KEPT = """
+## What its attention keeps
+Read off the caches that its own attention modules make, in float32. A frame is one of the encoder's, {rate:g} a second.
+
+| | attention | layers | bytes for one, a layer | bytes for a second of audio |
+| --- | --- | --- | --- | --- |
+{rows}
+"""
+
+
+def pack(layout: Layout) -> None:
+    """Stage 14: write `layout.packed_model`, with the files that ESPnet's asr.sh packs under the names it gives them.
+
+    Added to them are README.md, the model's card on the hub, and the version of this package. Images are left out where
+    training was told to make none.
+    """
+    from espnet2.bin import pack as espnet_pack
+    from espnet2.main_funcs.pack_funcs import find_path_and_change_it_recursive
+
+    settings = layout.settings
+    config, model = layout.asr_exp / "config.yaml", layout.asr_model
+    options = [layout.asr_exp / "RESULTS.md"]
+    options += [images] if (images := layout.asr_exp / "images").is_dir() else []
+    options += [layout.asr_stats_dir / "train" / "feats_stats.npz"] if settings.feats_normalize == "global_mvn" else []
+    options += [Path(layout.bpemodel)] if settings.token_type == "bpe" else []
+    options += [Path(settings.nlsyms_txt)] if settings.nlsyms_txt != "none" else []
+    members = {path: _member(path) for path in (config, model, *options)}
+
+    # espnet2.bin.pack names files by where they lie below the current folder. In a folder made for it they all lie
+    # there, wherever exp/ is, and README.md stands on top, where the hub looks for it.
+    staging = layout.asr_exp / ".packing"
+    shutil.rmtree(staging, ignore_errors=True)
+    for path, member in members.items():
+        (staging / member).parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copytree if path.is_dir() else shutil.copyfile
+        copy(path, staging / member)
+    trained = named = yaml.safe_load(config.read_text(encoding="utf-8"))
+    for path, member in members.items():
+        named = find_path_and_change_it_recursive(named, str(path), str(member))
+    if named != trained:
+        (staging / members[config]).write_text(yaml.safe_dump(named, sort_keys=False), encoding="utf-8")
+    (staging / VERSION_FILE).write_text(yaml.safe_dump({"version": espnet_mla.__version__}), encoding="utf-8")
+    (staging / "README.md").write_text(card(layout), encoding="utf-8")
+
+    command = ["asr", "--asr_train_config", str(members[config]), "--asr_model_file", str(members[model])]
+    for option in (*(members[path] for path in options), "README.md", VERSION_FILE):
+        command += ["--option", str(option)]
+    with contextlib.chdir(staging):
+        espnet_pack.main([*command, "--outpath", "archive.zip"])
+    layout.packed_model.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(staging / "archive.zip", layout.packed_model)
+    shutil.rmtree(staging)
+
+
+def card(layout: Layout) -> str:
+    """README.md of the archive: a model card of the Hugging Face hub, with how to use the model and its figures."""
+    settings = layout.settings
+    language = {"language": settings.lang} if re.fullmatch("[a-z]{2,3}", settings.lang) else {}
+    decoding = _decoding_options(layout)
+    return CARD.format(
+        metadata=yaml.safe_dump({"tags": list(TAGS), **language, "library_name": "espnet"}, sort_keys=False),
+        title=layout.packed_model.stem,
+        version=espnet_mla.__version__,
+        name=settings.hf_repo or layout.packed_model.name,
+        options="".join(f", {name}={value!r}" for name, value in decoding.items()),
+        flags="".join(f" --{name} {value}" for name, value in decoding.items() if name in DECODING),
+        rate=hertz(settings.fs),
+        kept=_kept(layout),
+        results=(layout.asr_exp / "RESULTS.md").read_text(encoding="utf-8"),
+    )
+
+
+def check_upload(layout: Layout) -> None:
+    """Find before any work what stage 15 would fail of.
+
+    Raises:
+        UsageError: --hf_repo is missing, or no name that a repository can have.
+        RecipeError: there is no token.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    repo = layout.settings.hf_repo
+    try:
+        validate_repo_id(repo)
+        if "/" not in repo:
+            raise HFValidationError("the owner is missing")
+    except HFValidationError as error:
+        raise UsageError(f"--hf_repo {repo!r}: owner/name on the Hugging Face hub is needed: {error}") from None
+    if not layout.settings.hf_dry_run and get_token() is None:
+        raise RecipeError(
+            "stage 15 needs a token of the Hugging Face hub: set HF_TOKEN, or log in once with `hf auth login`; "
+            "--hf_dry_run true needs none"
+        )
+
+
+def upload(layout: Layout) -> None:
+    """Stage 15: unpack the archive into `layout.hf_folder` and upload that folder, unless `--hf_dry_run` is true.
+
+    Raises:
+        RecipeError: the hub can't be reached, or refuses; or the folder is a git clone.
+    """
+    repo, folder = layout.settings.hf_repo, layout.hf_folder
+    if (folder / ".git").exists():
+        raise RecipeError(f"{folder} is a git clone, made by ESPnet's own asr.sh: push it with git, or move it away")
+    unpack(layout.packed_model, folder)
+    if layout.settings.hf_dry_run:
+        log(f"--hf_dry_run true: nothing is uploaded; {folder} is what {repo} would get")
+        return
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    api = HfApi()
+    try:
+        api.create_repo(repo, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Update model")
+    except (OSError, HTTPError, RuntimeError, ValueError) as error:
+        refused = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
+        what = "refused the token (HF_TOKEN, or `hf auth login`)" if refused else "did not take it"
+        said = " ".join(str(error).split())
+        raise RecipeError(f"--hf_repo {repo}: {api.endpoint} {what}, {folder} stays for --stage 15: {said}") from None
+    log(f"Uploaded to {api.endpoint}/{repo}")
+
+
+def _member(path: Path) -> Path:
+    """The name of a file in the archive: ESPnet's, which is relative to the recipe's folder and follows links.
+
+    What a link leads out of the recipe's folder is named after the link, and what lies outside after its whole path.
+    """
+    here = Path.cwd()
+    for place in (path.resolve(), Path(os.path.abspath(path))):
+        if place.is_relative_to(here):
+            return place.relative_to(here)
+    return place.relative_to(place.anchor)
+
+
+def _decoding_options(layout: Layout) -> dict[str, object]:
+    """What stage 12 gives Speech2Text in place of its defaults."""
+    from espnet2.bin.asr_inference import Speech2Text, get_parser
+
+    settings = layout.settings
+    command = ["--output_dir", "", "--data_path_and_name_and_type", "a,b,c", *settings.inference_args.split()]
+    command += ["--config", settings.inference_config] if settings.inference_config else []
+    given = vars(get_parser().parse_args(command))
+    defaults = inspect.signature(Speech2Text).parameters.values()
+    return {p.name: given[p.name] for p in defaults if p.name in given and given[p.name] != p.default}
+
+
+def _kept(layout: Layout) -> str:
+    """The section of the card on what the attentions keep of the past; nothing where none keeps anything."""
+    import torch
+    from espnet2.tasks.asr import ASRTask
+
+    from espnet_mla.attention import Attention
+    from espnet_mla.models.decoder import KeepingAttention
+
+    espnet_mla.register()
+    model, _ = ASRTask.build_model_from_file(layout.asr_exp / "config.yaml", layout.asr_model, "cpu")
+    model.eval()
+    parts: dict[str, list[Attention | KeepingAttention]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Attention | KeepingAttention):
+            parts.setdefault(_part(name), []).append(module)
+    if not parts:
+        return ""
+
+    def frames(seconds: int) -> int:
+        samples = torch.zeros(1, seconds * hertz(layout.settings.fs))
+        _, lengths = model.encode(samples, torch.tensor([samples.shape[1]]))
+        return int(lengths[0])
+
+    rows = []
+    with torch.inference_mode():
+        rate = (frames(11) - frames(1)) / 10  # the difference, because the ends of an utterance lose some
+        for part, attentions in parts.items():
+            caches = [attention.project_kv(torch.zeros(1, 1, attention.d_model)) for attention in attentions]
+            one, per_frame = caches[0], sum(cache.nbytes_per_frame for cache in caches)
+            a_layer = f"{one.nbytes_per_frame:,}" if per_frame else f"0; a state of fixed size, {one.nbytes:,}"
+            a_second = f"{round(per_frame * rate):,}" if part.endswith("(a frame)") else "as many as it has tokens"
+            rows.append(f"| {part} | `{attentions[0].name}` | {len(attentions)} | {a_layer} | {a_second} |")
+    return KEPT.format(rate=rate, rows="\n".join(rows))
+
+
+def _part(name: str) -> str:
+    """Which attention a module of the model is, and what it keeps its past by."""
+    if name.startswith("encoder."):
+        return "encoder (a frame)"
+    return "decoder, to the encoder (a frame)" if name.endswith("src_attn") else "decoder, to itself (a token)"

@@ -1,0 +1,112 @@
+"""espnet-mla transcribe: the text of audio files, by a model from wherever `espnet_mla.from_pretrained` takes one."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import espnet_mla
+from espnet_mla.recipe.files import RecipeError
+from espnet_mla.recipe.options import hertz
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DECODING: dict[str, tuple[type, str]] = {
+    "beam_size": (int, "hypotheses that the beam search follows"),
+    "ctc_weight": (float, "share of CTC in the score, from 0 to 1"),
+    "penalty": (float, "added to the score for each token"),
+    "maxlenratio": (float, "most tokens for an encoder frame; 0: no limit"),
+    "minlenratio": (float, "fewest tokens for an encoder frame"),
+}
+"""Options of ESPnet's Speech2Text that this command has: name -> type, meaning. Without them ESPnet's defaults hold."""
+
+DESCRIPTION = """\
+Print the text of each audio file, a line each: the file, a tab, the text. Takes whatever soundfile reads (FLAC, WAV,
+OGG, MP3, ...), at any rate; channels are averaged. A file that can't be done is named on the standard error, the others
+are done all the same, and the exit status is 1.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Transcribe, and return the exit status."""
+    options = _parser().parse_intermixed_args(arguments)
+    given = {name: getattr(options, name) for name in ("inference_asr_model", *DECODING)}
+    import torch
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        speech2text = espnet_mla.from_pretrained(
+            options.model, device=device, **{name: value for name, value in given.items() if value is not None}
+        )
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
+
+    rate = hertz(str(speech2text.asr_train_args.frontend_conf.get("fs", 16000)))
+    status = 0
+    for path in options.audio:
+        began = time.perf_counter()
+        try:
+            samples = read(path, rate)
+            results = speech2text(samples)
+        except (RecipeError, TooShortUttError, RuntimeError) as error:  # RuntimeError: shorter than a window, no memory
+            print(f"error: {path}: {error}", file=sys.stderr)
+            status = 1
+            continue
+        seconds, taken = len(samples) / rate, time.perf_counter() - began
+        # With intermediate CTC the results come with those of the layers between.
+        (text, *_), *_ = results[0] if isinstance(results, tuple) else results
+        timing = (f"{seconds:.2f}", f"{taken:.2f}", f"{taken / seconds:.3f}") if options.timing else ()
+        print(path, text, *timing, sep="\t", flush=True)
+    return status
+
+
+def read(path: str, rate: int) -> "np.ndarray":
+    """Read an audio file as the samples that a model takes.
+
+    Not by `wavscp.read`: a file may have the name of a command there.
+
+    Args:
+        path: of what soundfile reads.
+        rate: Hz, of the model.
+
+    Returns:
+        (time,), float32 in [-1, 1].
+
+    Raises:
+        RecipeError: the file is missing or broken, or holds no samples.
+    """
+    import soundfile
+    import soxr
+
+    try:
+        with soundfile.SoundFile(path) as file:
+            samples = file.read(dtype="float32", always_2d=True)  # (time, channels)
+            if len(samples) != file.frames:
+                raise RecipeError(f"{len(samples)} of {file.frames} samples are there")
+    except (soundfile.SoundFileError, OSError) as error:
+        raise RecipeError(str(error)) from None
+    if not len(samples):
+        raise RecipeError("no samples")
+    return soxr.resample(samples.mean(axis=1), file.samplerate, rate)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="espnet-mla transcribe", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", metavar="MODEL", help="archive (.zip), folder, or owner/name on the Hugging Face hub")
+    parser.add_argument("audio", metavar="AUDIO", nargs="+", help="audio files")
+    parser.add_argument(
+        "--timing",
+        action="store_true",
+        help="three more columns: seconds of audio, seconds from file to text, and the latter for a second of audio",
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default the GPU where there is one")
+    parser.add_argument("--inference_asr_model", help="of an experiment's folder: the model's file (valid.acc.ave.pth)")
+    for name, (kind, meaning) in DECODING.items():
+        parser.add_argument(f"--{name}", type=kind, help=meaning)
+    return parser

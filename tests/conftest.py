@@ -1,0 +1,40 @@
+"""What several test files share."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory) -> Path:
+    """The folder of a recipe with an experiment, exp/asr_tiny, that is ready to be packed. Not to be changed."""
+    import experiment
+
+    folder = tmp_path_factory.mktemp("recipe")
+    experiment.build(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def archive(recipe) -> Path:
+    """That experiment packed, by stage 14."""
+    import experiment
+    from espnet_mla.recipe import stages
+
+    with contextlib.chdir(recipe):
+        stages.perform(experiment.layout("--stage", "14", "--skip_packing", "false"))
+    return recipe / "exp" / "asr_tiny" / "asr_tiny_valid.acc.ave.zip"
+
+
+@pytest.fixture(scope="session")
+def expected(recipe) -> list[tuple[str, float]]:
+    """What ESPnet's own Speech2Text hears in speech.flac by the experiment as it lies there."""
+    import experiment
+    from espnet2.bin.asr_inference import Speech2Text
+
+    with contextlib.chdir(recipe):
+        files = ("exp/asr_tiny/config.yaml", "exp/asr_tiny/valid.acc.ave.pth")
+        heard = experiment.heard(Speech2Text(*files, **experiment.DECODING), experiment.samples(recipe))
+    assert heard[0][0], "a test that compares empty texts would say little"
+    return heard

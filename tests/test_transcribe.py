@@ -1,0 +1,99 @@
+"""espnet-mla transcribe prints a line for each file, and goes on past what it can't read."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+from experiment import DECODING, samples
+
+from espnet_mla import transcribe
+from espnet_mla.recipe.files import RecipeError
+
+FLAGS = [word for name, value in DECODING.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_help_is_instant_and_loads_neither_torch_nor_espnet():
+    code = "import sys; from espnet_mla import cli\ntry: cli.main(['transcribe', '--help'])\nexcept SystemExit: pass\n"
+    code += "assert not {'torch', 'espnet2', 'numpy'} & set(sys.modules)"
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.monotonic() - began < 1.5
+    assert all(f"--{name}" in done.stdout for name in ("timing", "device", *transcribe.DECODING))
+
+
+def test_every_file_gets_a_line_and_what_cannot_be_done_is_named(
+    recipe, archive, expected, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(recipe / "speech.flac", "plain.flac")
+    speech = samples(recipe)
+    soundfile.write("stereo.wav", np.stack([2 * speech, 0 * speech], axis=1), 16000, subtype="FLOAT")
+    soundfile.write("faster.ogg", speech, 44100)
+    soundfile.write("short.wav", speech[:100], 16000)
+    soundfile.write("empty.wav", speech[:0], 16000)
+    (tmp_path / "broken.flac").write_bytes((recipe / "speech.flac").read_bytes()[:5000])
+    (tmp_path / "text.txt").write_text("no audio\n")
+    bad = ["broken.flac", "short.wav", "empty.wav", "text.txt", "absent.flac", "touch run |"]
+    status = transcribe.main([str(archive), "plain.flac", *bad, "stereo.wav", "--device", "cpu", *FLAGS, "faster.ogg"])
+    out, err = capfd.readouterr()
+    text = expected[0][0]
+    assert out.splitlines()[:2] == [f"plain.flac\t{text}", f"stereo.wav\t{text}"]
+    assert len(out.splitlines()) == 3 and out.splitlines()[2].startswith("faster.ogg\t")
+    assert status == 1
+    told = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert [line.split(": ")[1] for line in told] == bad and all(line.split(": ", 2)[2] for line in told)
+    assert not (tmp_path / "run").exists()
+
+
+def test_timing_gives_three_columns_more(recipe, archive, expected, capfd):
+    speech = str(recipe / "speech.flac")
+    assert transcribe.main([str(archive), speech, "--timing", "--device", "cpu", *FLAGS]) == 0
+    path, text, seconds, taken, factor = capfd.readouterr().out.rstrip("\n").split("\t")
+    assert (path, text, seconds) == (speech, expected[0][0], "1.50")
+    assert float(factor) == pytest.approx(float(taken) / 1.5, abs=0.006)
+
+
+def test_a_model_that_cannot_be_had_is_one_line(capsys):
+    assert transcribe.main(["nowhere.zip", "speech.flac"]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("error: nowhere.zip does not exist") and said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("rate, channels", [(8000, 1), (16000, 2), (44100, 1)])
+def test_any_rate_becomes_the_models(rate, channels, tmp_path):
+    tone = np.sin(2 * np.pi * 440 * np.arange(rate) / rate) / 2
+    soundfile.write(tmp_path / "tone.wav", np.stack([tone] * channels, axis=1), rate, subtype="FLOAT")
+    read = transcribe.read(str(tmp_path / "tone.wav"), 16000)
+    assert read.shape == (16000,) and read.dtype == np.float32
+    middle = slice(2000, 14000)  # a resampler's ends are its own
+    assert np.abs(read - np.sin(2 * np.pi * 440 * np.arange(16000) / 16000) / 2)[middle].max() < 1e-2
+
+
+def test_a_file_that_ends_early_is_refused(recipe, tmp_path):
+    whole = (recipe / "speech.flac").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RecipeError):
+        transcribe.read(str(tmp_path / "cut.flac"), 16000)
+
+
+def test_a_model_of_the_hub_is_taken_by_its_name(recipe, archive, expected, tmp_path):
+    """Off line, from the hub's own cache, as it is after a download."""
+    revision = "0" * 40
+    cached = tmp_path / "hub" / "models--me--tiny"
+    shutil.unpack_archive(archive, cached / "snapshots" / revision)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(revision)
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "espnet_mla.cli", "transcribe", "me/tiny", "speech.flac", *FLAGS]
+    done = subprocess.run(command, cwd=recipe, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"speech.flac\t{expected[0][0]}\n"), done.stderr

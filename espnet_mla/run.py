@@ -1,4 +1,4 @@
-"""python -m espnet_mla.run: run a module or a script as `python` would, with the plugin registered.
+"""python -m espnet_mla.run: run a module or a script as `python` would, with the plugin registered and whole files saved.
 
 It registers while it is imported and stays the process's main module, so that a worker that `spawn` starts, which
 imports the main module anew, is registered too.
@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import espnet_mla
+from espnet_mla import whole_files
 
 USAGE = "usage: python -m espnet_mla.run -m module [arguments]\n       python -m espnet_mla.run script.py [arguments]"
 
 espnet_mla.register()
+whole_files.install()
 
 
 def main(arguments: list[str]) -> None:

@@ -29,18 +29,23 @@ def test_every_stage_of_the_table_is_one_that_the_layout_knows():
 @pytest.mark.parametrize("stage, file, maker", [
     (2, "data/train/wav.scp", 1), (3, "data/train_sp/wav.scp", 2), (4, "dump/raw/org/train_sp/utt2num_samples", 3),
     (5, "dump/raw/org/train_sp/text", 3), (10, "dump/raw/train_sp/wav.scp", 4), (11, "dump/raw/train_sp/wav.scp", 4),
-    (12, "dump/raw/test/wav.scp", 3), (13, "dump/raw/test/text", 3),
+    (12, "dump/raw/test/wav.scp", 3), (13, "dump/raw/test/text", 3), (14, "exp/asr_train_raw_bpe30_sp/config.yaml", 11),
 ])  # fmt: skip
 def test_a_missing_input_is_named_with_the_stage_that_makes_it(stage, file, maker):
     with pytest.raises(RecipeError, match=f"stage {stage} needs {file}, which stage {maker} makes"):
-        stages.perform(layout("--stage", str(stage), "--speed_perturb_factors", "0.9 1.0"))
+        stages.perform(layout("--stage", str(stage), "--speed_perturb_factors", "0.9 1.0", "--skip_packing", "false"))
+
+
+def test_where_the_stage_that_makes_an_input_is_skipped_the_message_says_so():
+    with pytest.raises(RecipeError, match="stage 11 needs .*, which stage 4 makes: start with --stage 4 and do not skip"):
+        stages.perform(layout("--stage", "11", "--skip_stages", "4"))
 
 
 def test_stages_are_performed_in_order_and_tell_when_they_begin_and_end(monkeypatch, capsys):
     done = []
 
     def fake(number):
-        return stages.Stage(lambda at: f"work {number}", lambda at: done.append(number), lambda at: {})
+        return stages.Stage(lambda at: f"work {number}", lambda at: done.append(number), lambda at: {}, lambda at: Path("x"))
 
     monkeypatch.setattr(stages, "STAGES", {number: fake(number) for number in IMPLEMENTED})
     stages.perform(layout("--stage", "4", "--stop_stage", "11", "--skip_stages", "10"))

@@ -1,5 +1,6 @@
 """Stage 12: speech to text by espnet2.bin.asr_inference, in jobs side by side, and how long it took."""
 
+import json
 import re
 from collections.abc import Iterable
 from datetime import datetime
@@ -15,13 +16,27 @@ from espnet_mla.recipe.report import log
 from espnet_mla.recipe.training import write_resume_script
 
 OUTPUTS = ("token", "token_int", "score", "text")
+UNFINISHED = ".unfinished.json"
+"""In a folder of decodings, from the first set's end to the last one's: the sets that are done, and what they came from."""
 
 
 def decode(layout: Layout) -> None:
-    """Stage 12: decode every test set with `layout.asr_model`."""
-    write_resume_script(layout, layout.asr_exp / layout.inference_tag, 12)
+    """Stage 12: decode every test set with `layout.asr_model`.
+
+    After a run that was cut off, the sets that it had done are not decoded again, unless what they came from has changed.
+    """
+    folder = layout.asr_exp / layout.inference_tag
+    write_resume_script(layout, folder, 12)
+    record, source = folder / UNFINISHED, _source(layout)
+    done = _done(record, source)
     for dset in layout.decoded_sets:
+        if dset in done:
+            log(f"{dset}: decoded by the run before, which was cut off later")
+            continue
         decode_set(layout, dset)
+        done.append(dset)
+        write_text(record, json.dumps({"source": source, "sets": done}))
+    record.unlink(missing_ok=True)
 
 
 def decode_set(layout: Layout, dset: str) -> None:
@@ -101,6 +116,24 @@ def real_time_factor(logs: Iterable[Path], rate: int) -> str | None:
         f"Total audio duration: {audio:.3f} [sec]\nTotal decoding time: {seconds:.3f} [sec]\n"
         f"RTF: {seconds / audio:.3f}\nLatency: {seconds * 1000 / utterances:.3f} [ms/sentence]\n"
     )
+
+
+def _source(layout: Layout) -> dict[str, object]:
+    """What hypotheses come from: options, and size and time of the files."""
+    settings = layout.settings
+    files = [layout.asr_exp / "config.yaml", layout.asr_model]
+    files += [layout.data_feats / dset / "wav.scp" for dset in layout.decoded_sets]
+    files += [Path(settings.inference_config)] if settings.inference_config else []
+    stats = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+    return {"files": stats, "inference_args": settings.inference_args, "batch_size": settings.batch_size}
+
+
+def _done(record: Path, source: dict[str, object]) -> list[str]:
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    return found["sets"] if found["source"] == source else []
 
 
 def _time(line: str) -> datetime:

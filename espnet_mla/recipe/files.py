@@ -15,8 +15,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it takes `path`'s place when the block ends without an exception."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process id keeps concurrent jobs apart, the suffix stays last because libraries choose formats by it.
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    # The same name whenever: what a killed run has left is written over. The suffix stays last because libraries choose
+    # formats by it.
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         yield partial
         os.replace(partial, path)

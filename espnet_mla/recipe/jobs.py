@@ -17,6 +17,7 @@ from pathlib import Path
 
 from espnet_mla.recipe.files import RecipeError
 from espnet_mla.recipe.options import CORES
+from espnet_mla.recipe.orphans import die_with_parent
 
 POLL_SECONDS = 0.2
 TAIL_LINES = 25
@@ -35,7 +36,7 @@ class Job:
         try:
             self.process = subprocess.Popen(
                 command, stdout=self.output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                env=environment(threads), start_new_session=own_session,
+                env=environment(threads), start_new_session=own_session, preexec_fn=die_with_parent,
             )  # fmt: skip
         except OSError as error:
             self.output.close()
@@ -183,6 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("usage: python -m espnet_mla.recipe.jobs [--gpu N] [--name NAME] LOG COMMAND...", file=sys.stderr)
         return 2
     end_on_signals()
+    die_with_parent()
     log, *command = rest
     job = Job(command, Path(log), own_session=False)
     try:

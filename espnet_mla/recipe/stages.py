@@ -6,23 +6,34 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import yaml
 
 from espnet_mla.recipe import audio, decoding, packing, tokens, training
 from espnet_mla.recipe.files import RecipeError, write_text
 from espnet_mla.recipe.layout import Layout
+from espnet_mla.recipe.lock import lock, unlock
 from espnet_mla.recipe.options import hertz
+from espnet_mla.recipe.orphans import die_with_parent
 from espnet_mla.recipe.report import duration, log
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage says when it begins, what it does, and the files it starts from: file -> the stage that makes it."""
+    """What a stage says when it begins, what it does, and where.
+
+    Args:
+        title: what it says.
+        perform: what it does.
+        needs: the files it starts from: file -> the stage that makes it.
+        writes: the folder that it writes to, which no other run may meanwhile.
+    """
 
     title: Callable[[Layout], str]
     perform: Callable[[Layout], None]
     needs: Callable[[Layout], Mapping[Path, int]]
+    writes: Callable[[Layout], Path]
 
 
 def perform(layout: Layout) -> None:
@@ -34,19 +45,36 @@ def perform(layout: Layout) -> None:
     began = time.monotonic()
     check(layout)
     log(f"Skipped stages: {' '.join(map(str, layout.skipped))}")
-    for number in layout.performed:
-        stage = STAGES[number]
-        for path, maker in stage.needs(layout).items():
-            if not path.exists():
-                skipped = " and do not skip it" if maker in layout.skipped else ""
-                raise RecipeError(
-                    f"stage {number} needs {path}, which stage {maker} makes: start with --stage {maker}{skipped}"
-                )
-        log(f"Stage {number}: {stage.title(layout)}")
-        stage_began = time.monotonic()
-        stage.perform(layout)
-        log(f"Stage {number} finished. [elapsed={duration(time.monotonic() - stage_began)}]")
+    performed = layout.performed
+    for number in performed[:1]:
+        _check_inputs(layout, number)
+    written = {number: STAGES[number].writes(layout) for number in performed}
+    locks: dict[Path, IO[str]] = {}
+    try:
+        for folder in dict.fromkeys(written.values()):
+            locks[folder] = lock(folder)
+        for number in performed:
+            _check_inputs(layout, number)
+            stage = STAGES[number]
+            log(f"Stage {number}: {stage.title(layout)}")
+            stage_began = time.monotonic()
+            stage.perform(layout)
+            log(f"Stage {number} finished. [elapsed={duration(time.monotonic() - stage_began)}]")
+            if (folder := written.pop(number)) not in written.values():
+                unlock(locks.pop(folder))
+    finally:
+        for held in locks.values():
+            unlock(held)
     log(f"Successfully finished. [elapsed={round(time.monotonic() - began)}s]")
+
+
+def _check_inputs(layout: Layout, number: int) -> None:
+    for path, maker in STAGES[number].needs(layout).items():
+        if not path.exists():
+            skipped = " and do not skip it" if maker in layout.skipped else ""
+            raise RecipeError(
+                f"stage {number} needs {path}, which stage {maker} makes: start with --stage {maker}{skipped}"
+            )
 
 
 def check(layout: Layout) -> None:
@@ -97,7 +125,9 @@ def _prepare(layout: Layout) -> None:
     script = Path("local/data.sh")
     if not script.exists():
         raise RecipeError(f"{script} does not exist: run in the folder of a recipe, as egs2/librispeech_100/asr1 is")
-    done = subprocess.run([str(script), *layout.settings.local_data_opts.split()], check=False)
+    done = subprocess.run(
+        [str(script), *layout.settings.local_data_opts.split()], check=False, preexec_fn=die_with_parent
+    )
     if done.returncode:
         raise RecipeError(f"{script} {layout.settings.local_data_opts}".rstrip() + " failed, see above")
 
@@ -189,44 +219,62 @@ STAGES = {
         lambda at: f"Data preparation for data/{at.raw_train_set}, data/{at.valid_set}, etc.",
         _prepare,
         lambda at: {},
+        lambda at: Path("data"),
     ),
     2: Stage(
         lambda at: f"Speed perturbation: data/{at.raw_train_set} -> data/{at.raw_train_set}_sp",
         _perturb_speed,
         lambda at: {Path("data") / at.raw_train_set / "wav.scp": 1},
+        lambda at: Path("data"),
     ),
     3: Stage(
         lambda at: f"Format wav.scp: data/ -> {at.data_feats}",
         _format,
         lambda at: {Path("data") / name / "wav.scp": 2 if name.endswith("_sp") else 1 for name in at.formatted_sets},
+        lambda at: at.data_feats,
     ),
     4: Stage(
         lambda at: f"Remove long/short data: {at.data_feats}/org -> {at.data_feats}",
         _remove_long_short,
         lambda at: {at.data_feats / "org" / name / "utt2num_samples": 3 for name in (at.train_set, at.valid_set)},
+        lambda at: at.data_feats,
     ),
     5: Stage(
         lambda at: f"Generate token_list {at.token_list} ({at.settings.token_type})",
         tokens.make_token_list,
         _token_texts,
+        lambda at: at.token_list.parent,
     ),
     10: Stage(
         lambda at: f"ASR collect stats: train_set={at.train_dir}, valid_set={at.valid_dir}",
         training.collect_stats,
         _statistics_inputs,
+        lambda at: at.asr_stats_dir,
     ),
     11: Stage(
         lambda at: f"ASR Training: train_set={at.train_dir}, valid_set={at.valid_dir}",
         training.train,
         _training_inputs,
+        lambda at: at.asr_exp,
     ),
-    12: Stage(lambda at: f"Decoding: training_dir={at.asr_exp}", decoding.decode, _decoding_inputs),
-    13: Stage(lambda at: f"Scoring: {at.asr_exp / at.inference_tag}", _score, _scoring_inputs),
-    14: Stage(lambda at: f"Pack model: {at.packed_model}", packing.pack, _packing_inputs),
+    12: Stage(
+        lambda at: f"Decoding: training_dir={at.asr_exp}",
+        decoding.decode,
+        _decoding_inputs,
+        lambda at: at.asr_exp / at.inference_tag,
+    ),
+    13: Stage(
+        lambda at: f"Scoring: {at.asr_exp / at.inference_tag}",
+        _score,
+        _scoring_inputs,
+        lambda at: at.asr_exp / at.inference_tag,
+    ),
+    14: Stage(lambda at: f"Pack model: {at.packed_model}", packing.pack, _packing_inputs, lambda at: at.asr_exp),
     15: Stage(
         lambda at: f"Upload model to HuggingFace: {at.settings.hf_repo}",
         packing.upload,
         lambda at: {at.packed_model: 14},
+        lambda at: at.hf_folder.parent,
     ),
 }
 """Number -> stage, in the order of performance. 6 to 9 (language models) are ESPnet's own asr.sh's alone."""

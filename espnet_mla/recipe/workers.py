@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -40,8 +41,7 @@ def each[Item, Result](
         max(nj, 1),
         # Not fork: the caller may have threads. Not spawn: it would import the caller's main module once a worker.
         mp_context=multiprocessing.get_context("forkserver"),
-        # Workers start in the folder the caller started in, which is not always the one it is in now.
-        initializer=os.chdir,
+        initializer=_begin,
         initargs=(os.getcwd(),),
         max_tasks_per_child=1 if fresh else None,
     )
@@ -52,3 +52,17 @@ def each[Item, Result](
         raise RecipeError(f"{description}: a worker process was killed; was there enough memory?") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _begin(folder: str) -> None:
+    # Workers start in the folder the caller started in, which is not always the one it is in now.
+    os.chdir(folder)
+    # The fork server does not end with the caller while there are workers.
+    threading.Thread(target=_end_with_caller, daemon=True).start()
+
+
+def _end_with_caller() -> None:
+    caller = multiprocessing.parent_process()
+    assert caller is not None
+    caller.join()
+    os._exit(1)

@@ -1,0 +1,68 @@
+"""A run that is killed leaves no process behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what the kernel does on Linux")
+
+SLEEP = "import os, time; open({path!r}, 'a').write(str(os.getpid()) + chr(10)); time.sleep(100)"
+
+JOBS = """
+import sys
+from pathlib import Path
+from espnet_mla.recipe.jobs import run_jobs
+code = {sleep!r}
+inner = [sys.executable, "-m", "espnet_mla.recipe.jobs", {log!r}, sys.executable, "-c", code]
+starter = "import subprocess; subprocess.run(" + repr(inner) + ")"
+run_jobs([[sys.executable, "-c", code], [sys.executable, "-c", starter]], [Path({log!r} + n) for n in "ab"], what="x")
+"""
+
+WORKERS = """
+import os, time
+from espnet_mla.recipe.workers import each
+
+def wait(path):
+    with open(path, "a") as file:
+        file.write(str(os.getpid()) + chr(10))
+    time.sleep(100)
+
+if __name__ == "__main__":
+    list(each(wait, [{path!r}] * 2, 2, "waiting"))
+"""
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def until(condition, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("code", [JOBS, WORKERS], ids=["jobs, as launch starts one too", "workers"])
+def test_what_a_killed_run_has_started_dies_with_it(code, tmp_path):
+    pids = tmp_path / "pids"
+    script = tmp_path / "script.py"
+    script.write_text(code.format(path=str(pids), sleep=SLEEP.format(path=str(pids)), log=str(tmp_path / "log")))
+    process = subprocess.Popen([sys.executable, script], start_new_session=True, cwd=Path(__file__).parents[1])
+    try:
+        until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+        started = [int(pid) for pid in pids.read_text().split()]
+        assert all(map(running, started))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        until(lambda: not any(map(running, started)), seconds=10)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None

@@ -1,6 +1,7 @@
 """With ESPNET_ROOT an ESPnet checkout does the work: its asr.sh is run with the plugin, and what one engine begins the
 other finishes. The latter needs a real checkout, and the programs that its scripts run."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -127,6 +128,19 @@ def test_flac_is_asked_for_where_a_list_of_audio_runs_it(espnet, tmp_path, monke
     (tmp_path / "data" / "test" / "wav.scp").write_text("a flac -c -d -s a.flac |\n")
     with pytest.raises(RecipeError, match=r"flac \(audio in data"):
         checkout.check(espnet, (*SETS, "--stop_stage", "3"))
+
+
+def test_a_python_package_is_asked_for_where_the_checkouts_script_imports_it(espnet, monkeypatch):
+    absent = dataclasses.replace(checkout.PROGRAMS["kaldiio"], find=lambda name: None)
+    monkeypatch.setattr(checkout, "PROGRAMS", {"kaldiio": absent})
+    script = espnet / checkout.TEMPLATE / "pyscripts" / "audio" / "format_wav_scp.py"
+    script.parent.mkdir()
+    script.write_text("import omniio\n")
+    checkout.check(espnet, SETS)
+    script.write_text("import kaldiio\nimport numpy\n")
+    checkout.check(espnet, (*SETS, "--stage", "4"))
+    with pytest.raises(RecipeError, match=r"kaldiio \(Python package for stage 3\): pip install kaldiio"):
+        checkout.check(espnet, SETS)
 
 
 @pytest.mark.parametrize(("backend", "command"), [

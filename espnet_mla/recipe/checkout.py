@@ -3,6 +3,7 @@
 asr.sh calls it with its own options before it hands over. With `--unlink` it removes what it has made.
 """
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -25,11 +26,25 @@ DECISIVE = (
 
 @dataclass(frozen=True)
 class Program:
-    """A program that upstream's scripts run: for what, when, and how to get it."""
+    """What upstream's scripts run or import: for what, when, and how to get it.
+
+    Args:
+        purpose: what it does.
+        needed: whether the stages that are asked for need it, with the checkout at the path.
+        source: how to get it; `{root}` stands for the checkout.
+        find: gives something for the name of what is there.
+    """
 
     purpose: str
-    needed: Callable[[Layout], bool]
+    needed: Callable[[Layout, Path], bool]
     source: str
+    find: Callable[[str], object] = shutil.which
+
+
+def _imported(layout: Layout, root: Path, module: str) -> bool:
+    """Whether the script of stage 3 imports the module."""
+    script = root / TEMPLATE / "pyscripts" / "audio" / "format_wav_scp.py"
+    return 3 in layout.performed and script.exists() and f"import {module}\n" in script.read_text(encoding="utf-8")
 
 
 def _piped(layout: Layout, program: str) -> bool:
@@ -39,14 +54,24 @@ def _piped(layout: Layout, program: str) -> bool:
 
 
 PROGRAMS = {
-    "perl": Program("Kaldi's scripts", lambda at: True, "apt install perl"),
+    "perl": Program("Kaldi's scripts", lambda at, root: True, "apt install perl"),
     "sox": Program(
         "speed perturbation",
-        lambda at: bool(at.settings.speed_perturb_factors) and not {2, 3}.isdisjoint(at.performed),
+        lambda at, root: bool(at.settings.speed_perturb_factors) and not {2, 3}.isdisjoint(at.performed),
         "apt install sox, or conda install -c conda-forge sox",
     ),
-    "flac": Program("audio in data/*/wav.scp", lambda at: _piped(at, "flac"), "apt install flac"),
-    "sclite": Program("stage 13", lambda at: 13 in at.performed, "installers/install_sctk.sh in {root}/tools"),
+    "flac": Program("audio in data/*/wav.scp", lambda at, root: _piped(at, "flac"), "apt install flac"),
+    "sclite": Program(
+        "stage 13",
+        lambda at, root: 13 in at.performed,
+        "installers/install_sctk.sh in {root}/tools, or apt install sctk and /usr/lib/sctk/bin in PATH",
+    ),
+    "kaldiio": Program(
+        "Python package for stage 3",
+        lambda at, root: _imported(at, root, "kaldiio"),
+        "pip install kaldiio",
+        importlib.util.find_spec,
+    ),
 }
 
 
@@ -74,7 +99,7 @@ def check(root: Path, arguments: Sequence[str]) -> None:
     missing = [
         f"{name} ({program.purpose}): {program.source.format(root=root)}"
         for name, program in PROGRAMS.items()
-        if program.needed(layout) and not shutil.which(name)
+        if program.needed(layout, root) and not program.find(name)
     ]
     if missing:
         raise RecipeError("these programs are needed with ESPNET_ROOT and not found:\n  " + "\n  ".join(missing))

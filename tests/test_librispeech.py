@@ -118,6 +118,35 @@ class TestPrepare:
             table = read_table(tmp_path / "data" / "train_clean_100" / name)
             assert len(table) == 99 and "11-7-0042" not in table
 
+    @pytest.mark.parametrize(("lines", "reason"), [
+        ("11-7-0042 WORDS\n11-7-0042 OTHER WORDS\n", "has it twice"),
+        ("11-7-0042\n", "has no words for it"),
+        ("11-7-0042  \r\n", "has no words for it"),
+    ])  # fmt: skip
+    def test_a_transcript_that_says_two_things_or_nothing_is_named_and_left_out(self, tmp_path, caplog, lines, reason):
+        folder = write_chapter(tmp_path, "train-clean-100", "11", "7", number=100)
+        transcript = folder / "11-7.trans.txt"
+        transcript.write_text(transcript.read_text().replace("11-7-0042 WORDS OF UTTERANCE 42\n", lines))
+        librispeech.prepare(tmp_path, tmp_path / "data", nj=1, parts=["train-clean-100"])
+        assert f"11-7-0042 is left out: {transcript} {reason}" in caplog.text
+        assert "1 of 100 utterances are broken" in caplog.text
+        assert len(read_table(tmp_path / "data" / "train_clean_100" / "text")) == 99
+
+    def test_an_id_with_a_space_is_named_and_breaks_no_table(self, tmp_path, caplog):
+        folder = write_chapter(tmp_path, "train-clean-100", "11", "7", number=200)
+        (folder / "11-7-0042.flac").rename(folder / "11-7-00 42.flac")
+        librispeech.prepare(tmp_path, tmp_path / "data", nj=1, parts=["train-clean-100"])
+        assert "11-7-00 42.flac has no transcript" in caplog.text and "2 of 201 utterances are broken" in caplog.text
+        assert len(read_table(tmp_path / "data" / "train_clean_100" / "wav.scp")) == 199
+
+    def test_windows_line_ends_and_a_byte_order_mark_change_nothing(self, tmp_path):
+        folder = write_chapter(tmp_path, "train-clean-100", "11", "7", number=3)
+        librispeech.prepare(tmp_path, tmp_path / "unix", nj=1, parts=["train-clean-100"])
+        transcript = folder / "11-7.trans.txt"
+        transcript.write_bytes(b"\xef\xbb\xbf" + transcript.read_bytes().replace(b"\n", b"\r\n"))
+        librispeech.prepare(tmp_path, tmp_path / "windows", nj=1, parts=["train-clean-100"])
+        assert contents(tmp_path / "windows") == contents(tmp_path / "unix")
+
     def test_more_than_one_in_a_hundred_is_refused(self, tmp_path):
         folder = write_chapter(tmp_path, "train-clean-100", "11", "7", number=100)
         for number in (3, 42):
@@ -212,7 +241,10 @@ class TestDownload:
     @staticmethod
     def get(tmp_path, server, checksum=None):
         checksum = checksum or hashlib.md5(server.files["/12/dev-clean.tar.gz"]).hexdigest()
-        librispeech.download(tmp_path, ["dev-clean"], url=server.url, checksums={"dev-clean": checksum})
+        sizes = {"dev-clean": len(server.files.get("/12/dev-clean.tar.gz", b"")) / 1e9}
+        librispeech.download(
+            tmp_path, ["dev-clean"], url=server.url, checksums={"dev-clean": checksum}, gigabytes=sizes
+        )
 
     @staticmethod
     def assert_whole(tmp_path):
@@ -251,9 +283,11 @@ class TestDownload:
         assert server.ranges == [] and (tmp_path / "dev-clean.tar.gz").exists()
 
     def test_a_wrong_checksum_is_refused_and_the_next_run_begins_anew(self, tmp_path, server):
-        with pytest.raises(RecipeError, match="dev-clean.tar.gz came with the MD5 sum .*, not 00ff, and was removed"):
+        with pytest.raises(RecipeError, match="dev-clean.tar.gz came with the MD5 sum .*, not 00ff: it is kept as .*wrong"):
             self.get(tmp_path, server, checksum="00ff")
         assert not (tmp_path / "LibriSpeech").exists()
+        kept = (tmp_path / "dev-clean.tar.gz.wrong").read_bytes()
+        assert kept == server.files["/12/dev-clean.tar.gz"]
         self.get(tmp_path, server)
         assert server.ranges == [None, None]
 
@@ -268,12 +302,33 @@ class TestDownload:
         with pytest.raises(RecipeError, match="dev-clean.tar.gz: the server answers 404"):
             self.get(tmp_path, server, "00ff")
         with pytest.raises(RecipeError, match="^http://127.0.0.1:9/dev-clean.tar.gz: .*refused"):
-            librispeech.download(tmp_path, ["dev-clean"], url="http://127.0.0.1:9")
+            librispeech.download(tmp_path, ["dev-clean"], url="http://127.0.0.1:9", gigabytes={"dev-clean": 0.0})
 
     def test_too_little_space_is_said_before_the_download(self, tmp_path, server, monkeypatch):
         monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6 - 1000, 1000))
-        with pytest.raises(RecipeError, match="GB are free, .* needs"):
+        with pytest.raises(RecipeError, match="1.00kB are free, .* needs"):
             self.get(tmp_path, server)
+        assert not server.ranges
+
+    def test_the_space_for_all_parts_is_asked_for_before_the_first(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**11, 9 * 10**10, 10**10))
+        # 6.3 + 0.337 + 0.314 + 0.346 + 0.328, and the largest archive beside.
+        with pytest.raises(RecipeError, match=r"10.0GB are free, LibriSpeech's dev-clean.* needs 13.9GB"):
+            librispeech.download(tmp_path)
+
+    @pytest.mark.parametrize("name", ["../evil", "/evil", "LibriSpeech/../../evil"])
+    @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.SYMTYPE])
+    def test_a_member_that_would_land_outside_is_refused(self, tmp_path, server, name, kind):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+            member = tarfile.TarInfo("LibriSpeech/dev-clean/link" if kind == tarfile.SYMTYPE else name)
+            member.type, member.linkname = kind, f"../../../{name}" if kind == tarfile.SYMTYPE else ""
+            tar.addfile(member)
+        server.files["/12/dev-clean.tar.gz"] = buffer.getvalue()
+        with pytest.raises(RecipeError, match="cannot be unpacked|does not hold"):
+            self.get(tmp_path / "corpus", server)
+        left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+        assert left == ["corpus", "corpus/.dev-clean.tar.gz.partial", "corpus/LibriSpeech"]
 
     def test_an_archive_of_something_else_is_refused(self, tmp_path, server):
         server.files["/12/dev-clean.tar.gz"] = archive("dev-other", FILES)

@@ -1,12 +1,13 @@
 """espnet_mla.recipe.wavscp: every form of a wav.scp value gives the samples it stands for."""
 
+import shlex
 import shutil
 
 import numpy as np
 import pytest
 import soundfile
 
-from espnet_mla.recipe import wavscp
+from espnet_mla.recipe import audio, wavscp
 from espnet_mla.recipe.files import RecipeError
 
 FS = 16000
@@ -68,6 +69,21 @@ def test_speed_divides_the_time_and_multiplies_the_frequency(flac, form, factor)
 def test_a_path_with_a_shells_signs_needs_no_quotes(flac):
     path = flac.rename(flac.with_name("it's $(a) file.flac"))
     assert len(wavscp.read(f"sox {path} -t wav - speed 2.0 |")[0]) == FS / 2
+
+
+@pytest.mark.parametrize("name", ["it's a file.flac", "$(touch pwned);'c.flac", "a|b sox -t wav -.flac", "naïve ö.flac"])
+def test_what_stage_2_writes_of_a_path_is_read_without_a_shell_and_means_the_same_to_one(flac, name, monkeypatch):
+    monkeypatch.chdir(flac.parent)
+    path = flac.rename(flac.with_name(name))
+    entry = audio._faster(str(path), "2.0")
+    assert shlex.split(entry)[:2] == ["sox", str(path)]
+    monkeypatch.setattr(wavscp, "_read_command", None)
+    assert wavscp.origin(entry) == path
+    assert len(wavscp.read(entry)[0]) == FS / 2
+    assert len(wavscp.read(audio._faster(entry, "2.0"))[0]) == FS / 4
+    path.unlink()
+    with pytest.raises(RecipeError, match="no such file"):
+        wavscp.read(entry)
 
 
 def test_speeds_multiply(flac):

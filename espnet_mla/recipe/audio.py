@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import re
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import soundfile
 import soxr
 
 from espnet_mla.recipe import datadir, wavscp
-from espnet_mla.recipe.files import RecipeError, read_table, replacing, write_text
+from espnet_mla.recipe.files import RecipeError, check_space, read_table, replacing, write_text
 from espnet_mla.recipe.wavscp import read
 from espnet_mla.recipe.workers import each
 
@@ -25,13 +26,15 @@ __all__ = ["format_data", "perturb_speed", "read", "remove_long_short"]
 logger = logging.getLogger(__name__)
 
 FORMATS = ("flac", "wav", "flac.ark", "wav.ark")
-SUBTYPE = "PCM_16"
+SUBTYPE, BYTES_PER_SAMPLE = "PCM_16", 2
+FLAC_SIZE = 0.6  # of the plain samples
+SAMPLED = 200  # files whose size is looked at
 
 
 def perturb_speed(data_dir: Path, train_set: str, factors: Sequence[float | str]) -> None:
     """Stage 2: write `data_dir/<train_set>_sp<factor>` for every factor but 1, and all together as `<train_set>_sp`.
 
-    No audio is written: wav.scp says what to do, in the form that upstream writes.
+    No audio is written: wav.scp says what to do, in the form that upstream writes, but for quotes where a path needs them.
 
     Raises:
         RecipeError: the training set is missing or inconsistent, or a factor is no positive number or comes twice.
@@ -84,6 +87,7 @@ def format_data(source: Path, target: Path, audio_format: str, fs: int, nj: int)
         for index, (utterance, entry) in enumerate(entries.items())
     ]
     todo = [task for task in tasks if task.utterance not in done]
+    _check_space(target, todo)
     results = list(done.values())
     if audio_format.endswith(".ark"):
         # An archive cannot be mended: where one of its utterances has to be done, all of them are.
@@ -164,8 +168,8 @@ def _faster(entry: str, factor: str) -> str:
     if entry.endswith("|"):
         return f"{entry[:-1].rstrip()} | sox -t wav - -t wav - speed {factor} |"
     if wavscp.ARCHIVED.fullmatch(entry):
-        return f"wav-copy {entry} - | sox -t wav - -t wav - speed {factor} |"
-    return f"sox {entry} -t wav - speed {factor} |"
+        return f"wav-copy {shlex.quote(entry)} - | sox -t wav - -t wav - speed {factor} |"
+    return f"sox {shlex.quote(entry)} -t wav - speed {factor} |"
 
 
 class _Task(NamedTuple):
@@ -201,6 +205,28 @@ def _resume(target: Path, entries: dict[str, str], audio_format: str, fs: int, n
     shutil.rmtree(target / "data", ignore_errors=True)
     write_text(record, json.dumps({**wanted, "pieces": pieces}))
     return pieces
+
+
+def _check_space(target: Path, todo: Sequence[_Task]) -> None:
+    """Estimate from some of the files what the audio takes, and refuse where less is free."""
+    sample = todo[:: len(todo) // SAMPLED + 1]
+    if not sample:
+        return
+    needed = sum(map(_bytes, sample)) / len(sample) * len(todo)
+    check_space(target, needed, "the audio that stage 3 writes")
+
+
+def _bytes(task: _Task) -> float:
+    """What the formatted audio of an utterance takes; 0 where it stays where it is, or only reading would tell."""
+    source = wavscp.origin(task.entry)
+    try:
+        if source is None or _is_so_already(task):
+            return 0.0
+        info = soundfile.info(source)
+    except (soundfile.SoundFileError, OSError):
+        return 0.0
+    packed = FLAC_SIZE if task.audio_format.startswith("flac") else 1.0
+    return info.frames / info.samplerate * task.fs * BYTES_PER_SAMPLE * packed
 
 
 def _done(target: Path, entries: dict[str, str]) -> dict[str, _Result]:

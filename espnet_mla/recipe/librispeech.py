@@ -13,12 +13,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import soundfile
 from tqdm import tqdm
 
 from espnet_mla.recipe import datadir
-from espnet_mla.recipe.files import RecipeError, read_table
+from espnet_mla.recipe.files import RecipeError, check_space
 from espnet_mla.recipe.workers import each
 
 logger = logging.getLogger(__name__)
@@ -32,11 +33,17 @@ MD5 = {
     "test-other": "fb5a50374b501bb3bac4815ee91d3135",
     "train-clean-100": "2a93770f6d5c6c964bc36631d331a522",
 }
+GIGABYTES = {"dev-clean": 0.337, "dev-other": 0.314, "test-clean": 0.346, "test-other": 0.328, "train-clean-100": 6.3}
+"""Of each archive, by OpenSLR's page. Unpacked it takes as much: FLAC does not get smaller by gzip."""
 TIMEOUT = 60  # seconds without a byte
 
 
 def download(
-    corpus_dir: Path, parts: Sequence[str] = PARTS, url: str = URL, checksums: Mapping[str, str] = MD5
+    corpus_dir: Path,
+    parts: Sequence[str] = PARTS,
+    url: str = URL,
+    checksums: Mapping[str, str] = MD5,
+    gigabytes: Mapping[str, float] = GIGABYTES,
 ) -> None:
     """Bring the parts that `corpus_dir/LibriSpeech` lacks: download, check, unpack.
 
@@ -48,6 +55,7 @@ def download(
         parts: names of LibriSpeech's parts.
         url: the folder of the archives `<part>.tar.gz`.
         checksums: MD5 of each archive.
+        gigabytes: size of each archive.
 
     Raises:
         RecipeError: an unknown part, no network, a wrong checksum, no space.
@@ -55,9 +63,12 @@ def download(
     for part in parts:
         if part not in checksums:
             raise RecipeError(f"{part} is no part of LibriSpeech known here: {', '.join(checksums)}")
-        folder = corpus_dir / "LibriSpeech" / part
-        if folder.is_dir():
-            continue
+    absent = [part for part in parts if not (corpus_dir / "LibriSpeech" / part).is_dir()]
+    if absent:
+        # All of it unpacked, and beside it one archive at a time.
+        sizes = [gigabytes[part] for part in absent]
+        check_space(corpus_dir, (sum(sizes) + max(sizes)) * 1e9, f"LibriSpeech's {', '.join(absent)}")
+    for part in absent:
         with _disk_errors(corpus_dir):
             corpus_dir.mkdir(parents=True, exist_ok=True)
             given = corpus_dir / f"{part}.tar.gz"
@@ -69,8 +80,9 @@ def download(
                 sums = f"the MD5 sum {found}, not {checksums[part]}"
                 if archive == given:
                     raise RecipeError(f"{given} has {sums}: remove it, and it will be downloaded")
-                archive.unlink()
-                raise RecipeError(f"{url}/{part}.tar.gz came with {sums}, and was removed: run again")
+                wrong = corpus_dir / f"{part}.tar.gz.wrong"
+                os.replace(archive, wrong)
+                raise RecipeError(f"{url}/{part}.tar.gz came with {sums}: it is kept as {wrong}; run again")
             _unpack(archive, part, corpus_dir / "LibriSpeech")
             if archive != given:
                 archive.unlink()
@@ -102,12 +114,13 @@ def prepare(corpus_dir: Path, data_dir: Path, nj: int, parts: Sequence[str] = PA
     found = {part: _scan(corpus / part) for part in parts}
     _refuse_shared_speakers(found)
 
-    paths = [path for flacs, _ in found.values() for path in flacs.values()]
+    paths = [path for part in found.values() for path in part.flacs.values()]
     unreadable = dict(zip(paths, each(_trouble, paths, nj, "LibriSpeech: FLAC"), strict=True))
     genders = _genders(corpus / "SPEAKERS.TXT")
-    for part, (flacs, text) in found.items():
+    for part, (flacs, text, spoilt) in found.items():
         broken = {utterance: f"{flacs[utterance]} has no transcript" for utterance in flacs.keys() - text.keys()}
         broken |= {utterance: "a transcript without a FLAC" for utterance in text.keys() - flacs.keys()}
+        broken |= spoilt
         broken |= {utterance: trouble for utterance, path in flacs.items() if (trouble := unreadable[path])}
         datadir.leave_out_broken(str(corpus / part), broken, len(flacs.keys() | text.keys()))
         tables: datadir.Tables = {
@@ -154,7 +167,8 @@ def _fetch(url: str, path: Path) -> None:
             if reply.status != http.HTTPStatus.PARTIAL_CONTENT:
                 have = 0  # the server sends the whole
             size = have + int(reply.headers["Content-Length"]) if reply.headers["Content-Length"] else None
-            _check_space(path, have, size)
+            if size is not None:
+                check_space(path.parent, size - have + size, path.name)  # the rest, and what it unpacks to
             with (
                 open(path, "ab" if have else "wb") as file,
                 tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=url.rpartition("/")[2]) as bar,
@@ -171,15 +185,6 @@ def _fetch(url: str, path: Path) -> None:
         raise RecipeError(f"{url}: {reason}; run again to go on from there") from None
     if size is not None and path.stat().st_size < size:
         raise RecipeError(f"{url}: cut off after {path.stat().st_size} of {size} bytes; run again to go on from there")
-
-
-def _check_space(path: Path, have: int, size: int | None) -> None:
-    if size is None:
-        return
-    needed = size - have + size  # the archive's rest, and what it unpacks to: FLAC does not get smaller by gzip
-    free = shutil.disk_usage(path.parent).free
-    if free < needed:
-        raise RecipeError(f"{path.parent}: {free / 1e9:.1f} GB are free, {path.name} needs {needed / 1e9:.1f} GB")
 
 
 def _md5(path: Path) -> str:
@@ -210,14 +215,22 @@ def _unpack(archive: Path, part: str, corpus: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _scan(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """The FLAC files and the transcripts of a part, by utterance."""
+class _Part(NamedTuple):
+    """What a part holds, by utterance: FLAC files, transcripts, and what is wrong with a transcript."""
+
+    flacs: dict[str, Path]
+    text: dict[str, str]
+    spoilt: dict[str, str]
+
+
+def _scan(folder: Path) -> _Part:
     flacs: dict[str, Path] = {}
     text: dict[str, str] = {}
+    spoilt: dict[str, str] = {}
     for chapter in sorted(folder.glob("[!.]*/[!.]*/")):
         speaker = f"{chapter.parent.name}-{chapter.name}"
         transcripts = chapter / f"{speaker}.trans.txt"
-        new_text = read_table(transcripts) if transcripts.exists() else {}
+        new_text = _transcripts(transcripts, spoilt) if transcripts.exists() else {}
         new_flacs = {path.stem: path for path in sorted(chapter.iterdir()) if path.suffix.lower() == ".flac"}
         for utterance in [*new_text, *new_flacs]:
             if _speaker(utterance) != speaker:
@@ -226,13 +239,32 @@ def _scan(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
         flacs |= new_flacs
     if not text:
         raise RecipeError(f"{folder} holds no transcripts <reader>/<chapter>/<reader>-<chapter>.trans.txt")
-    return flacs, text
+    return _Part(flacs, text, spoilt)
 
 
-def _refuse_shared_speakers(found: Mapping[str, tuple[dict[str, Path], dict[str, str]]]) -> None:
+def _transcripts(path: Path, spoilt: dict[str, str]) -> dict[str, str]:
+    """The transcripts of a chapter; what is wrong with one goes into `spoilt`."""
+    text: dict[str, str] = {}
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not UTF-8: {error}") from None
+    for line in lines:
+        utterance, _, words = line.strip().partition(" ")
+        if not utterance:
+            continue
+        if utterance in text:
+            spoilt[utterance] = f"{path} has it twice"
+        elif not words.strip():
+            spoilt[utterance] = f"{path} has no words for it"
+        text[utterance] = words.strip()
+    return text
+
+
+def _refuse_shared_speakers(found: Mapping[str, _Part]) -> None:
     """Refuse a speaker, a reader in a chapter, that two parts hold: utterances would have the same name."""
     part_of: dict[str, str] = {}
-    for part, (flacs, text) in found.items():
+    for part, (flacs, text, _) in found.items():
         for speaker in sorted({_speaker(utterance) for utterance in flacs.keys() | text.keys()}):
             if part_of.setdefault(speaker, part) != part:
                 reader, _, chapter = speaker.partition("-")

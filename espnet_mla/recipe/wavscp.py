@@ -1,8 +1,10 @@
 """One value of wav.scp read as samples: a path, an archive's entry, or a pipe, whose common forms need no program."""
 
+import contextlib
 import io
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -19,8 +21,9 @@ READERS = (
     re.compile(r"sox (?P<path>[^-].*) -t wav - speed (?P<factor>[0-9]*[.]?[0-9]+)"),
     re.compile(r"wav-copy (?P<path>[^-].*:\d+) -"),
 )
-SPEED = re.compile(r"sox -t wav - -t wav - speed (?P<factor>[0-9]*[.]?[0-9]+)")
-FOR_THE_SHELL = re.compile(r"""["'`$\\<>;&*?(){}~]""")
+SPEED = re.compile(r"\s*\|\s*sox -t wav - -t wav - speed (?P<factor>[0-9]*[.]?[0-9]+)")
+PIPE = re.compile(rf"(?P<first>.+?)(?P<speeds>({SPEED.pattern.replace('?P<factor>', '?:')})*)\s*\|")
+FOR_THE_SHELL = re.compile(r"""["'`$\\<>;&|*?(){}~]""")
 
 
 def read(entry: str) -> tuple[np.ndarray, int]:
@@ -29,7 +32,7 @@ def read(entry: str) -> tuple[np.ndarray, int]:
     Args:
         entry: a path to what soundfile reads (FLAC, WAV, ...), `file.ark:offset`, or a command that ends in `|` and
             writes WAV. `flac -c -d -s PATH`, `sox PATH -t wav - speed F` and `sox -t wav - -t wav - speed F` are done
-            here; every other command is run by the shell.
+            here, where PATH is quoted as `shlex.quote` does it, or not at all; every other command is run by the shell.
 
     Returns:
         samples: (time,), float32 in [-1, 1]; channels are averaged.
@@ -90,15 +93,21 @@ def _read(entry: str) -> tuple[np.ndarray, int]:
 
 def _parse(entry: str) -> tuple[str, list[float]] | None:
     """The file a pipe reads and the speed factors it applies, or None for a pipe that the shell has to run."""
-    first, *rest = (command.strip() for command in entry.strip().removesuffix("|").split("|"))
-    commands = [next(filter(None, (reader.fullmatch(first) for reader in READERS)), None)]
-    commands += [SPEED.fullmatch(command) for command in rest]
-    if None in commands:
+    pipe = PIPE.fullmatch(entry.strip())
+    command = pipe and next(filter(None, (reader.fullmatch(pipe["first"].strip()) for reader in READERS)), None)
+    if not command or (path := _unquoted(command["path"])) is None:
         return None
-    path = commands[0]["path"]
-    if FOR_THE_SHELL.search(path) and not os.path.exists(path):
-        return None
-    return path, [float(match["factor"]) for match in commands if "factor" in match.re.groupindex]
+    first = [command["factor"]] if "factor" in command.re.groupindex else []
+    return path, [float(factor) for factor in (*first, *SPEED.findall(pipe["speeds"]))]
+
+
+def _unquoted(path: str) -> str | None:
+    """The path that stands in a command, quoted as `shlex.quote` does it or not at all; None for the shell's language."""
+    with contextlib.suppress(ValueError):  # a quote that does not end
+        words = shlex.split(path)
+        if len(words) == 1 and shlex.quote(words[0]) == path:
+            return words[0]
+    return path if not FOR_THE_SHELL.search(path) or os.path.exists(path) else None
 
 
 def _read_file(path: str) -> tuple[np.ndarray, int]:

@@ -1,6 +1,6 @@
 """ESPnet's attention and ours, side by side: time and memory of one layer and of whole encoders, as ratios.
 
-    python benchmarks/attention.py [--device cuda] [--only layer] [--cases 1x30 8x15] [--rounds 7] [--output results.json]
+    python benchmarks/attention.py [--device cuda] [--only layer] [--cases 1x30 8x15] [--rounds 7] [--output x.json]
 
 Everything is measured in one run: the subjects take turns, round by round, and a figure is the median of its rounds. On
 a GPU it is bfloat16 autocast, on a CPU float32. Memory is what a forward or a training step needs at its peak above
@@ -67,9 +67,7 @@ def layer_task(subject: str, batch: int, seconds: int, device: str) -> Task:
     position = "rel_pos"
     if subject in OURS:
         kind, position, conf = OURS[subject]
-        module = build_attention(
-            kind, conf, d_model=D_MODEL, num_heads=HEADS, position=position, dropout_rate=0.0
-        )
+        module = build_attention(kind, conf, d_model=D_MODEL, num_heads=HEADS, position=position, dropout_rate=0.0)
     else:
         sdpa = subject == BASELINE_SDPA
         module = espnet.RelPositionMultiHeadedAttention(HEADS, D_MODEL, 0.0, use_sdpa=sdpa)
@@ -217,8 +215,10 @@ def table(title: str, results: dict) -> str:
                     faster = min(subjects[BASELINE][column], subjects[BASELINE_SDPA][column])
                     ratio += f" ({figures[column] / faster:.2f})"
                 if subject == BASELINE:
-                    ratio += f" = {figures[column] / 1e6:.0f} MB" if column == "peak memory" else (
-                        f" = {figures[column] * 1e3:.1f} ms"
+                    ratio += (
+                        f" = {figures[column] / 1e6:.0f} MB"
+                        if column == "peak memory"
+                        else (f" = {figures[column] * 1e3:.1f} ms")
                     )
                 cells.append(ratio)
             lines.append(f"| {case} | {subject} | " + " | ".join(cells) + " |")

@@ -70,7 +70,9 @@ def subject(name: str, beam: int, device: str):
         "length_bonus": LengthBonus(VOCABULARY),
     }
     weights = {"decoder": 0.7, "ctc": 0.3, "length_bonus": 0.0}
-    search = BatchBeamSearch(scorers, weights, beam, VOCABULARY, VOCABULARY - 1, VOCABULARY - 1, pre_beam_score_key="full")
+    search = BatchBeamSearch(
+        scorers, weights, beam, VOCABULARY, VOCABULARY - 1, VOCABULARY - 1, pre_beam_score_key="full"
+    )
     return search.to(device).eval()
 
 
@@ -79,9 +81,13 @@ def encoder(device: str):
     from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 
     torch.manual_seed(2)
-    return ConformerEncoder(
-        80, output_size=D_MODEL, num_blocks=12, linear_units=1024, macaron_style=True, rel_pos_type="latest"
-    ).to(device).eval()
+    return (
+        ConformerEncoder(
+            80, output_size=D_MODEL, num_blocks=12, linear_units=1024, macaron_style=True, rel_pos_type="latest"
+        )
+        .to(device)
+        .eval()
+    )
 
 
 @torch.no_grad()
@@ -191,7 +197,9 @@ def same(config: str, model: str, wav_scp: str, beam: int) -> None:
     espnet_mla.register()
     from espnet2.bin.asr_inference import Speech2Text
 
-    speech = [soundfile.read(line.split(maxsplit=1)[1], dtype="float32")[0] for line in Path(wav_scp).read_text().splitlines()]
+    speech = [
+        soundfile.read(line.split(maxsplit=1)[1], dtype="float32")[0] for line in Path(wav_scp).read_text().splitlines()
+    ]
     print("| options | utterances | n-best lists that differ | ESPnet's time / ours |\n| --- | --- | --- | --- |")
     for options in OPTIONS:
         given = dict(nbest=NBEST, beam_size=beam, lm_weight=0.0, **options)
@@ -213,7 +221,9 @@ def same(config: str, model: str, wav_scp: str, beam: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--cases", nargs="+", default=list(CASES), help="beam x seconds x tokens (default: %(default)s)")
+    parser.add_argument(
+        "--cases", nargs="+", default=list(CASES), help="beam x seconds x tokens (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     parser.add_argument("--same", nargs=3, metavar=("CONFIG", "MODEL", "WAV_SCP"))

@@ -56,7 +56,10 @@ def generate(corpus: Path, utterances: int) -> None:
     noise = np.random.default_rng(0)
     for number in range(RECORDINGS):
         soundfile.write(recordings / f"{number}.flac", noise.uniform(-0.3, 0.3, FS // 2), FS, "PCM_16")
-    parts = {"train-clean-100": utterances, **dict.fromkeys(("dev-clean", "dev-other", "test-clean", "test-other"), CHAPTER)}
+    parts = {
+        "train-clean-100": utterances,
+        **dict.fromkeys(("dev-clean", "dev-other", "test-clean", "test-other"), CHAPTER),
+    }
     chapter = 0
     for part, size in parts.items():
         for start in range(0, size, CHAPTER):
@@ -83,7 +86,9 @@ def on_speech(corpus: Path, scratch: Path) -> None:
 
 
 def on_generated(sizes: list[int], scratch: Path) -> None:
-    print("| utterances | stage 1 | stage 4 | stage 5 | together | peak memory |\n| --- | --- | --- | --- | --- | --- |")
+    print(
+        "| utterances | stage 1 | stage 4 | stage 5 | together | peak memory |\n| --- | --- | --- | --- | --- | --- |"
+    )
     for size in sorted(sizes):  # the peak is that of all so far
         corpus = scratch / f"corpus{size}"
         generate(corpus, size)

@@ -73,7 +73,9 @@ def softmax_reference(attention, query: Tensor, x: Tensor, mask: Tensor) -> Tens
         if latent:
             d_rope = attention.qk_rope_head_dim
             shared = attention.linear_k_rope(x).expand(n, -1, -1)  # eq. 15
-            k = torch.cat((k, torch.stack([turn(row, j) for h in shared for j, row in enumerate(h)]).view(shared.shape)), -1)
+            k = torch.cat(
+                (k, torch.stack([turn(row, j) for h in shared for j, row in enumerate(h)]).view(shared.shape)), -1
+            )
         else:
             d_rope = q.shape[-1]
             k = torch.stack([turn(row, j) for h in k for j, row in enumerate(h)]).view(k.shape)

@@ -201,7 +201,10 @@ def test_growing_a_cache_equals_selecting_rows_and_appending(kind, position):
     grown = kv.grow(rows, other)
     assert (len(grown), grown.rows, grown.nbytes) == (6, 4, expected.nbytes)
     again = grown.grow(rows, other)  # of what grew already
-    for tensors in (zip(grown.tensors, expected.tensors), zip(again.tensors, expected.select(rows).append(other).tensors)):
+    for tensors in (
+        zip(grown.tensors, expected.tensors),
+        zip(again.tensors, expected.select(rows).append(other).tensors),
+    ):
         assert all(torch.equal(a, b) for a, b in tensors)
 
 
@@ -385,7 +388,9 @@ WRONG = [
 @pytest.mark.parametrize(("kind", "conf", "sizes", "message"), WRONG)
 def test_a_wrong_size_is_refused_with_the_key_and_both_values(kind, conf, sizes, message):
     with pytest.raises(ValueError, match=message):
-        build_attention(kind, conf, **{"d_model": 16, "num_heads": 4, "position": "abs_pos", "dropout_rate": 0.0} | sizes)
+        build_attention(
+            kind, conf, **{"d_model": 16, "num_heads": 4, "position": "abs_pos", "dropout_rate": 0.0} | sizes
+        )
 
 
 def test_keys_and_values_of_different_frames_are_refused():
@@ -415,5 +420,7 @@ def test_the_running_state_of_a_long_stream_weighs_old_frames_as_the_definition_
         kv = kv.append(attention.project_kv(piece))
     at_once = attention.project_kv(pieces.view(1, -1, 16))
     assert len(kv) == len(at_once) == 15000
-    torch.testing.assert_close(kv.numerator, at_once.numerator, rtol=1e-3, atol=1e-3 * at_once.numerator.abs().max().item())
+    torch.testing.assert_close(
+        kv.numerator, at_once.numerator, rtol=1e-3, atol=1e-3 * at_once.numerator.abs().max().item()
+    )
     torch.testing.assert_close(kv.denominator, at_once.denominator, rtol=1e-4, atol=0)

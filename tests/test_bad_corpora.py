@@ -105,7 +105,9 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_no_half_file(data):
     done = format_it(preexec_fn=full)
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "cannot write dump/data/format.1/a-0.wav" in errors[0] and "Traceback" not in done.stderr
+    assert (
+        len(errors) == 1 and "cannot write dump/data/format.1/a-0.wav" in errors[0] and "Traceback" not in done.stderr
+    )
     assert not list(Path("dump").rglob("*.wav")) and not Path("dump/wav.scp").exists()
     assert format_it().returncode == 0
     assert len(list(Path("dump").rglob("*.wav"))) == 10 and not list(Path("dump").rglob("*.partial*"))

@@ -195,7 +195,9 @@ def test_what_one_engine_begins_the_other_finishes(folder, tmp_path):
             assert done.returncode == 0, done.stdout + done.stderr
             decoded = next((where / "exp" / "asr_tiny").glob("decode_asr_*")) / "test_clean"
             found[second] = {name: (decoded / name).read_text() for name in ("text", "token", "token_int", "score")}
-            found[second] |= {kind: _figures(decoded / f"score_{kind}" / "result.txt") for kind in ("wer", "cer", "ter")}
+            found[second] |= {
+                kind: _figures(decoded / f"score_{kind}" / "result.txt") for kind in ("wer", "cer", "ter")
+            }
             shutil.rmtree(decoded)
         assert found["ours"] == found["upstream's"]
     # Nothing that a training reads may differ, but for the samples that sox makes of another speed.

@@ -69,9 +69,7 @@ def test_scores_are_espnets(utterances, frames, beam, steps, margin, candidates,
     # Frames for every prefix, a blank between its labels included: what follows an impossible one is ESPnet's rounding.
     lengths = [frames, *(data.draw(st.integers(2 * steps + 1, frames)) for _ in range(utterances - 1))]
     x = log_posteriors(utterances, frames, seed, silence)
-    espnet, ours = (
-        walk(scorer, x, torch.tensor(lengths), beam, steps, candidates, seed) for scorer in scorers(margin)
-    )
+    espnet, ours = (walk(scorer, x, torch.tensor(lengths), beam, steps, candidates, seed) for scorer in scorers(margin))
     possible = espnet > -1e8
     torch.testing.assert_close(ours[possible], espnet[possible], rtol=1e-4, atol=1e-3)
     assert (ours[~possible] < -1e8).all()

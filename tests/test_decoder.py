@@ -182,8 +182,12 @@ def test_an_encoder_output_that_grows_is_attended_to_whole():
 def test_beam_search_finds_espnets_hypotheses(kind, ctc_weight, bounds, normalize_length):
     x = torch.randn(20, D, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        ours = search(build(), PrefixScorer, kind, ctc_weight=ctc_weight, normalize_length=normalize_length)(x, **bounds)
-        theirs = search(build(ESPNET), ESPNET_CTC, kind, ctc_weight=ctc_weight, normalize_length=normalize_length)(x, **bounds)
+        ours = search(build(), PrefixScorer, kind, ctc_weight=ctc_weight, normalize_length=normalize_length)(
+            x, **bounds
+        )
+        theirs = search(build(ESPNET), ESPNET_CTC, kind, ctc_weight=ctc_weight, normalize_length=normalize_length)(
+            x, **bounds
+        )
     assert len(ours) > 0
     assert_same_hypotheses(ours[:5], theirs[:5])
 
@@ -247,7 +251,10 @@ WRONG = [
     ({"self_attention_layer_type": "linear"}, "self_attention_layer_type: 'linear' must be one of mha, gqa, mla"),
     ({"src_attention_layer_type": "mlaa"}, "src_attention_layer_type: 'mlaa'"),
     ({"src_attention_layer_type": "gqa", "src_attention_conf": {"num_kv_heads": 3}}, r"num_kv_heads \(3\) must divide"),
-    ({"self_attention_conf": {"kv_lora_rank": 3}}, "self_attention_conf: .*: self_attention_layer_type: mha has no options"),
+    (
+        {"self_attention_conf": {"kv_lora_rank": 3}},
+        "self_attention_conf: .*: self_attention_layer_type: mha has no options",
+    ),
     ({"self_attention_layer_type": "mla", "qk_norm": True}, "qk_norm: true belongs to ESPnet's own attention"),
 ]
 

@@ -72,6 +72,8 @@ def test_they_are_where_what_they_came_from_has_changed(decoded, changed):
     given = ("--inference_tag", "decode")
     with pytest.raises(RecipeError, match="cut off"):
         decode(*given)
-    Path({"model": "exp/asr_x/valid.acc.ave.pth", "audio": "dump/raw/b/wav.scp"}.get(changed, "other")).write_text("new")
+    Path({"model": "exp/asr_x/valid.acc.ave.pth", "audio": "dump/raw/b/wav.scp"}.get(changed, "other")).write_text(
+        "new"
+    )
     decode(*given, *(("--inference_args", "--beam_size 2") if changed == "options" else ()))
     assert decoded == ["a", "b", "a", "b", "c"]

@@ -147,14 +147,22 @@ def test_a_branchformer_without_its_attention_branch_stays_without():
 
 
 WRONG = [
-    ("conformer", {"selfattention_layer_type": "mlaa"}, "selfattention_layer_type: 'mlaa' is unknown; .* mha, gqa, mla"),
+    (
+        "conformer",
+        {"selfattention_layer_type": "mlaa"},
+        "selfattention_layer_type: 'mlaa' is unknown; .* mha, gqa, mla",
+    ),
     ("transformer", {"selfattention_layer_type": "rel_selfattn"}, "must be one of mha, gqa, mla, linear, selfattn"),
     ("branchformer", {"attention_layer_type": "linear"}, "rel_pos, but linear takes rope or abs_pos"),
     ("branchformer", {"attention_layer_type": "mla", "pos_enc_layer_type": "spiral"}, "pos_enc_layer_type: spiral"),
     ("branchformer", {"attention_conf": {"kv_lora_rank": 8}}, "attention_conf: .* but it is rel_selfattn"),
     ("branchformer", {"attention_layer_type": "gqa", "attention_conf": {"num_kv_heads": 3}}, r"\(3\) must divide"),
     ("e_branchformer", {"attention_layer_type": "mha", "attention_heads": 3}, r"attention_heads \(3\) must divide"),
-    ("transformer", {"selfattention_layer_type": "mha", "pos_enc_layer_type": "rel_pos"}, "abs_pos, scaled_abs_pos, rope"),
+    (
+        "transformer",
+        {"selfattention_layer_type": "mha", "pos_enc_layer_type": "rel_pos"},
+        "abs_pos, scaled_abs_pos, rope",
+    ),
     ("transformer", {"pos_enc_layer_type": "rope"}, "rope needs selfattention_layer_type"),
     ("conformer", {"selfattention_layer_type": "mha", "qk_norm": True}, "qk_norm: True belongs to ESPnet's own"),
     ("branchformer", {"attention_layer_type": "mha", "input_layer": None, "pos_enc_layer_type": "rope"}, "input_layer"),

@@ -184,7 +184,7 @@ def test_an_environment_of_another_python_is_refused_and_left(machine):
 
 
 def test_the_users_other_environments_stay_out_of_it(machine):
-    reports = PYTHON.format(version="3.12", pip=0).replace("exit 0", 'env >environment; exit 0')
+    reports = PYTHON.format(version="3.12", pip=0).replace("exit 0", "env >environment; exit 0")
     machine.add("python3.12", reports)
     other = machine.folder / "other"
     users = {"PYTHONPATH": "/x", "PYTHONHOME": "/x", "PIP_USER": "1", "PIP_TARGET": "/x", "VIRTUAL_ENV": str(other)}
@@ -201,5 +201,7 @@ def test_an_unknown_option_is_refused(machine):
 
 def test_commands_that_the_documents_name_can_be_run():
     assert all(os.access(ROOT / name, os.X_OK) for name in ("setup_environment.sh", ".ci/run"))
-    listing = subprocess.run(["make", "--no-print-directory", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(
+        ["make", "--no-print-directory", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert listing.split("\n")[:2] == ["./setup_environment.sh", '.venv/bin/python -m pytest -q -m "not slow" tests']

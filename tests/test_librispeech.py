@@ -283,7 +283,9 @@ class TestDownload:
         assert server.ranges == [] and (tmp_path / "dev-clean.tar.gz").exists()
 
     def test_a_wrong_checksum_is_refused_and_the_next_run_begins_anew(self, tmp_path, server):
-        with pytest.raises(RecipeError, match="dev-clean.tar.gz came with the MD5 sum .*, not 00ff: it is kept as .*wrong"):
+        with pytest.raises(
+            RecipeError, match="dev-clean.tar.gz came with the MD5 sum .*, not 00ff: it is kept as .*wrong"
+        ):
             self.get(tmp_path, server, checksum="00ff")
         assert not (tmp_path / "LibriSpeech").exists()
         kept = (tmp_path / "dev-clean.tar.gz.wrong").read_bytes()

@@ -1,7 +1,6 @@
 """Stage 14 packs what ESPnet's asr.sh packs, with a card and our version; stage 15 uploads exactly that."""
 
 import base64
-import contextlib
 import hashlib
 import json
 import os
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import experiment
 import pytest
-import soundfile
 import yaml
 from experiment import DECODING, OPTIONS, RANK, layout
 
@@ -86,7 +84,9 @@ def test_the_lines_of_the_card_run(archive, recipe, tmp_path, monkeypatch, capsy
     flags = re.search(r"espnet-mla transcribe (\S+) speech.flac (.*)", card)
     assert flags[1] == archive.name
     words = flags[2].split()
-    assert dict(zip(words[::2], words[1::2], strict=True)) == {f"--{name}": str(value) for name, value in DECODING.items()}
+    assert dict(zip(words[::2], words[1::2], strict=True)) == {
+        f"--{name}": str(value) for name, value in DECODING.items()
+    }
 
 
 def test_card_tells_a_fixed_state_and_keeps_silent_about_espnets_own_encoder(recipe, tmp_path, monkeypatch):

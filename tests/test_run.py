@@ -5,7 +5,6 @@ import sys
 import textwrap
 
 
-
 def run(*arguments, cwd=None):
     command = [sys.executable, "-m", "espnet_mla.run", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd)

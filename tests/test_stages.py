@@ -37,7 +37,9 @@ def test_a_missing_input_is_named_with_the_stage_that_makes_it(stage, file, make
 
 
 def test_where_the_stage_that_makes_an_input_is_skipped_the_message_says_so():
-    with pytest.raises(RecipeError, match="stage 11 needs .*, which stage 4 makes: start with --stage 4 and do not skip"):
+    with pytest.raises(
+        RecipeError, match="stage 11 needs .*, which stage 4 makes: start with --stage 4 and do not skip"
+    ):
         stages.perform(layout("--stage", "11", "--skip_stages", "4"))
 
 
@@ -45,7 +47,9 @@ def test_stages_are_performed_in_order_and_tell_when_they_begin_and_end(monkeypa
     done = []
 
     def fake(number):
-        return stages.Stage(lambda at: f"work {number}", lambda at: done.append(number), lambda at: {}, lambda at: Path("x"))
+        return stages.Stage(
+            lambda at: f"work {number}", lambda at: done.append(number), lambda at: {}, lambda at: Path("x")
+        )
 
     monkeypatch.setattr(stages, "STAGES", {number: fake(number) for number in IMPLEMENTED})
     stages.perform(layout("--stage", "4", "--stop_stage", "11", "--skip_stages", "10"))

@@ -54,9 +54,7 @@ def test_flac_pipe_gives_what_its_file_gives(flac):
 
 
 @pytest.mark.parametrize("factor", [0.9, 1.1, 2.0])
-@pytest.mark.parametrize(
-    "form", ["sox {} -t wav - speed {} |", "flac -c -d -s {} | sox -t wav - -t wav - speed {} |"]
-)
+@pytest.mark.parametrize("form", ["sox {} -t wav - speed {} |", "flac -c -d -s {} | sox -t wav - -t wav - speed {} |"])
 def test_speed_divides_the_time_and_multiplies_the_frequency(flac, form, factor):
     samples, rate = wavscp.read(form.format(flac, factor))
     assert rate == FS
@@ -71,7 +69,9 @@ def test_a_path_with_a_shells_signs_needs_no_quotes(flac):
     assert len(wavscp.read(f"sox {path} -t wav - speed 2.0 |")[0]) == FS / 2
 
 
-@pytest.mark.parametrize("name", ["it's a file.flac", "$(touch pwned);'c.flac", "a|b sox -t wav -.flac", "naïve ö.flac"])
+@pytest.mark.parametrize(
+    "name", ["it's a file.flac", "$(touch pwned);'c.flac", "a|b sox -t wav -.flac", "naïve ö.flac"]
+)
 def test_what_stage_2_writes_of_a_path_is_read_without_a_shell_and_means_the_same_to_one(flac, name, monkeypatch):
     monkeypatch.chdir(flac.parent)
     path = flac.rename(flac.with_name(name))

@@ -43,9 +43,7 @@ def build_attention(
             raise ValueError(f"attention_conf: {key}: {value} is not an option of {kind}; its options: {valid}")
         if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
             raise ValueError(f"attention_conf: {key}: {value!r} must be a whole number")
-    return ATTENTIONS[kind](
-        d_model=d_model, num_heads=num_heads, position=position, dropout_rate=dropout_rate, **conf
-    )
+    return ATTENTIONS[kind](d_model=d_model, num_heads=num_heads, position=position, dropout_rate=dropout_rate, **conf)
 
 
 __all__ = [

@@ -117,10 +117,10 @@ def attend_to_kept(attention, query: Tensor, key: Tensor | Cache, mask: Tensor |
     Args:
         attention: with `project_kv` and `attend`.
         query: (b, t_q, d).
-        key: a cache, with fewer rows than `query`, or as many: each is shared by as many consecutive queries, as that of
-            an utterance by its hypotheses. Or, with a `Past`, the new frames (b, t_q, d).
-        mask: (rows of the cache, 1, t_k) or None. Or a `Past`, to which the new frames are appended, and to all of which
-            the query then attends.
+        key: a cache, with fewer rows than `query`, or as many: each is shared by as many consecutive queries, as that
+            of an utterance by its hypotheses. Or, with a `Past`, the new frames (b, t_q, d).
+        mask: (rows of the cache, 1, t_k) or None. Or a `Past`, to which the new frames are appended, and to all of
+            which the query then attends.
 
     Returns:
         (b, t_q, d).

@@ -70,9 +70,7 @@ class FrameCache:
     @property
     def nbytes_per_frame(self) -> int:
         """Bytes for one frame of one utterance."""
-        return sum(
-            tensor.shape[1:-2].numel() * tensor.shape[-1] * tensor.element_size() for tensor in self.tensors
-        )
+        return sum(tensor.shape[1:-2].numel() * tensor.shape[-1] * tensor.element_size() for tensor in self.tensors)
 
 
 @dataclass(frozen=True)

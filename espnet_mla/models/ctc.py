@@ -38,8 +38,8 @@ class Chosen:
     """Which candidates of a step the beam has kept; their forward probabilities are made when they are scored next.
 
     Args:
-        step: the prefixes of that step, their last labels (prefixes,), their number of labels, the window's start and end,
-            and the log prefix probabilities (prefixes, labels) of the candidates.
+        step: the prefixes of that step, their last labels (prefixes,), their number of labels, the window's start and
+            end, and the log prefix probabilities (prefixes, labels) of the candidates.
         rows, labels: (int64, one axis) prefix and label of each candidate that was kept.
     """
 
@@ -101,7 +101,13 @@ class PrefixScorer(CTCPrefixScorer):
             for begin in range(0, len(y), at_a_time):
                 some = slice(begin, begin + at_a_time)
                 psi[some] = self._prefix(
-                    self.table[utterance[some]], every == last[some, None], total[some], prefix.blank[some], length, start, end
+                    self.table[utterance[some]],
+                    every == last[some, None],
+                    total[some],
+                    prefix.blank[some],
+                    length,
+                    start,
+                    end,
                 )
         else:
             candidates = self.table[utterance[:, None], ids]  # (hypotheses, candidates, frames)
@@ -185,7 +191,7 @@ class PrefixScorer(CTCPrefixScorer):
 
 
 def _recursion(first: Tensor, phi: Tensor, x: Tensor) -> Tensor:
-    """Logarithms of r_t = (r_{t-1} + phi_{t-1}) x_t: first (n,) is r_0, phi (n, frames) and x (n, frames) of one frame on."""
+    """Logarithms of r_t = (r_{t-1} + phi_{t-1}) x_t: first (n,) is r_0, phi and x are (n, frames), x one frame on."""
     product = x.cumsum(1)
     terms = torch.cat((phi[:, :1], phi[:, 1:] - product[:, :-1]), dim=1)
     sums = torch.cat((first.unsqueeze(1), terms), dim=1).logcumsumexp(1)

@@ -218,9 +218,7 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
             state = replace(state, source=grown.source, frames=grown.frames)
         return state
 
-    def _advance(
-        self, ys: Tensor, state: DecodingState, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor, DecodingState]:
+    def _advance(self, ys: Tensor, state: DecodingState, mask: Tensor | None) -> tuple[Tensor, Tensor, DecodingState]:
         """Log probabilities, hidden state and the next state, after the tokens that `state` does not hold yet."""
         rows, tokens = state.rows, state.tokens
         for length in range(len(tokens[0]) + 1 if tokens else 1, ys.shape[1] + 1):
@@ -248,7 +246,9 @@ def _check(part: str, kind: str, options: dict, qk_norm: bool) -> None:
     if kind == "mha" and options:
         raise ValueError(f"{part}_attention_conf: {options}: {part}_attention_layer_type: mha has no options")
     if kind != "mha" and qk_norm:
-        raise ValueError(f"qk_norm: true belongs to ESPnet's own attention: {part}_attention_layer_type: {kind} has none")
+        raise ValueError(
+            f"qk_norm: true belongs to ESPnet's own attention: {part}_attention_layer_type: {kind} has none"
+        )
 
 
 DECODERS = {"transformer": TransformerDecoder}

@@ -132,9 +132,7 @@ class AttentionChoice:
         position = conf["pos_enc_layer_type"]
         if position in POSITIONS and position not in self.position_kinds:
             valid = ", ".join(k for k in self.position_kinds if k in ATTENTIONS[kind].positions)
-            raise ValueError(
-                f"pos_enc_layer_type: {position} can't be had in this encoder; it must be one of {valid}"
-            )
+            raise ValueError(f"pos_enc_layer_type: {position} can't be had in this encoder; it must be one of {valid}")
         for key in _ESPNET_ONLY:
             if conf.get(key):
                 raise ValueError(f"{key}: {conf[key]} belongs to ESPnet's own attention: {kind} does not have it")

@@ -11,7 +11,7 @@ import yaml
 
 import espnet_mla
 from espnet_mla.pretrained import VERSION_FILE, unpack
-from espnet_mla.recipe.files import RecipeError, write_text
+from espnet_mla.recipe.files import RecipeError
 from espnet_mla.recipe.layout import Layout
 from espnet_mla.recipe.options import UsageError, hertz
 from espnet_mla.recipe.report import log

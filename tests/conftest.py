@@ -1,9 +1,18 @@
 """What several test files share."""
 
 import contextlib
+import resource
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture
+def largest_file():
+    """A function that lets no file grow beyond so many bytes: what stands for a disk that fills up."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(scope="session")

@@ -195,6 +195,21 @@ class TestFormatData:
         with pytest.raises(RecipeError, match="2 of 100 utterances are broken.*s0-0042.*s1-0043"):
             self.format(audio_format)
 
+    @pytest.mark.parametrize("audio_format", audio.FORMATS)
+    @pytest.mark.parametrize("lacking", [1, 300])
+    def test_a_file_whose_end_does_not_fit_on_the_disk_is_named_and_not_left(
+        self, recipe, largest_file, audio_format, lacking
+    ):
+        write_set(recipe / "data/train", [("wav", 8000, 1)])
+        self.format(audio_format)
+        (written,) = (path for path in (self.target / "data").rglob("*") if path.is_file())
+        size = written.stat().st_size
+        written.unlink()
+        largest_file(size - lacking)
+        with pytest.raises(RecipeError, match=f"cannot write {written}"):
+            self.format(audio_format)
+        assert not [path for path in (self.target / "data").rglob("*") if path.is_file()]
+
     def test_an_unknown_format_is_refused_with_the_known_ones(self, recipe):
         with pytest.raises(RecipeError, match="--audio_format mp3: must be one of flac, wav, flac.ark, wav.ark"):
             self.format("mp3")

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from test_recipe import SMALL, recipe_folder, run
 
 from espnet_mla.recipe import audio, datadir, mini
-from espnet_mla.recipe.files import RecipeError, read_table
+from espnet_mla.recipe.__main__ import main
+from espnet_mla.recipe.files import read_table
 
 WORDS = {"train-clean-100": "ЖИЗНЬ ПРЕКРАСНА", "test-clean": "ÇA VA TRÈS BIEN"}  # the same letters in training and test
 
@@ -77,16 +79,53 @@ def data(tmp_path, monkeypatch) -> Path:
     return Path("data")
 
 
-def test_space_is_asked_for_before_stage_3_with_the_figure(data, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 500_000))
-    # 10 files, 2 s, 16 kHz, 2 bytes.
-    with pytest.raises(RecipeError, match=r"^dump: 500kB are free, the audio that stage 3 writes needs 640kB$"):
-        audio.format_data(data, Path("dump"), "wav", 16000, 1)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 640_001))
-    audio.format_data(data, Path("dump"), "wav", 16000, 1)
-    assert len(read_table("dump/wav.scp")) == 10
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
-    audio.format_data(data, Path("dump"), "wav", 16000, 1)  # nothing is left to write
+def free(monkeypatch, count: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12 - count, count))
+
+
+def test_what_stage_3_writes_is_estimated_with_speed_and_without_what_is_there(data):
+    expected = 10 * 2 * 16000 * 2  # files, seconds, Hz, bytes
+    target = Path("dump")
+    assert audio.bytes_to_write(data, target, "wav", 16000) == expected
+    assert audio.bytes_to_write(data, target, "flac", 16000) == pytest.approx(expected * audio.FLAC_SIZE)
+    assert audio.bytes_to_write(data, target, "wav", 8000) == 0  # it is so already
+    audio.format_data(data, target, "wav", 16000, 1)
+    assert audio.bytes_to_write(data, target, "wav", 16000) == 0
+    audio.perturb_speed(Path(), "data", ["0.5"])
+    assert audio.bytes_to_write(Path("data_sp0.5"), target / "sp", "wav", 16000) == 2 * expected
+
+
+def test_the_space_for_all_sets_is_asked_for_before_the_first(data, monkeypatch, capsys):
+    for name in ("train", "dev", "test"):
+        shutil.copytree(data, Path("data") / name)
+    stage_3 = ["--train_set", "train", "--valid_set", "dev", "--test_sets", "test", "--audio_format", "wav", "--nj", "1",
+               "--stage", "3", "--stop_stage", "3"]  # fmt: skip
+    free(monkeypatch, 3 * 640_000 - 1)
+    assert main(stage_3) == 1
+    said = "error: dump/raw: 1.92MB are free, the audio of stage 3 needs 1.92MB\n"
+    assert capsys.readouterr().err.endswith(said) and not list(Path("dump").rglob("wav.scp"))
+    free(monkeypatch, 3 * 640_000)
+    assert main(stage_3) == 0
+    free(monkeypatch, 0)
+    assert main(stage_3) == 0  # nothing is left to write
+
+
+def test_what_is_too_short_for_a_frontend_is_named_and_left_out(tmp_path, monkeypatch, caplog):
+    from espnet2.asr.frontend.default import DefaultFrontend
+
+    monkeypatch.chdir(tmp_path)
+    for samples in (audio.LEAST_SAMPLES - 1, audio.LEAST_SAMPLES):
+        noise(tmp_path / f"{samples}.flac", samples / 16000)
+    entries = {f"a-{n:03}": str(tmp_path / f"{audio.LEAST_SAMPLES - (n == 42)}.flac") for n in range(100)}
+    tables = {"wav.scp": entries, "text": dict.fromkeys(entries, "A"), "utt2spk": dict.fromkeys(entries, "a")}
+    datadir.save(Path("data"), tables)
+    audio.format_data(Path("data"), Path("dump"), "flac", 16000, 1)
+    assert "a-042 is left out" in caplog.text and "256 samples, at least 257" in caplog.text
+    assert len(read_table("dump/wav.scp")) == 99
+    frontend = DefaultFrontend(fs=16000)
+    frontend(torch.zeros(1, audio.LEAST_SAMPLES), torch.tensor([audio.LEAST_SAMPLES]))
+    with pytest.raises(RuntimeError):
+        frontend(torch.zeros(1, audio.LEAST_SAMPLES - 1), torch.tensor([audio.LEAST_SAMPLES - 1]))
 
 
 FORMAT = "from pathlib import Path; from espnet_mla.recipe import __main__, audio, stages\n"

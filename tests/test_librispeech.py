@@ -139,6 +139,33 @@ class TestPrepare:
         assert "11-7-00 42.flac has no transcript" in caplog.text and "2 of 201 utterances are broken" in caplog.text
         assert len(read_table(tmp_path / "data" / "train_clean_100" / "wav.scp")) == 199
 
+    def test_an_id_with_a_space_of_another_script_breaks_no_table_either(self, tmp_path, caplog):
+        folder = write_chapter(tmp_path, "train-clean-100", "11", "7", number=200)
+        (folder / "11-7-0042.flac").rename(folder / "11-7-00\u00a042.flac")  # ESPnet splits lines there
+        transcript = folder / "11-7.trans.txt"
+        transcript.write_text(transcript.read_text().replace("11-7-0042", "11-7-00\u00a042"))
+        librispeech.prepare(tmp_path, tmp_path / "data", nj=1, parts=["train-clean-100"])
+        assert "2 of 201 utterances are broken" in caplog.text
+        for name in ("wav.scp", "text", "utt2spk"):
+            table = read_table(tmp_path / "data" / "train_clean_100" / name)
+            assert len(table) == 199 and all(key.split() == [key] for key in table)
+
+    @pytest.mark.parametrize("what", ["11", "11/7"])
+    def test_what_cannot_be_read_is_named_and_not_passed_over(self, corpus_dir, tmp_path, what):
+        unreadable = corpus_dir / "LibriSpeech" / "train-clean-100" / what
+        if os.geteuid() == 0:  # root may read anything but a link to itself
+            unreadable.rename(tmp_path / "away")
+            unreadable.symlink_to(unreadable.name)
+        else:
+            unreadable.chmod(0)
+        try:
+            with pytest.raises(OSError) as refused:
+                librispeech.prepare(corpus_dir, tmp_path / "data", nj=1)
+        finally:
+            if not unreadable.is_symlink():
+                unreadable.chmod(0o700)
+        assert refused.value.filename.startswith(str(unreadable)) and not (tmp_path / "data").exists()
+
     def test_windows_line_ends_and_a_byte_order_mark_change_nothing(self, tmp_path):
         folder = write_chapter(tmp_path, "train-clean-100", "11", "7", number=3)
         librispeech.prepare(tmp_path, tmp_path / "unix", nj=1, parts=["train-clean-100"])

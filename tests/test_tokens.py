@@ -1,5 +1,7 @@
 """The list of tokens is the one that ESPnet's asr.sh makes, whole or not there."""
 
+from pathlib import Path
+
 import pytest
 import sentencepiece
 
@@ -34,6 +36,27 @@ def test_bpe_tokens_are_the_pieces_between_blank_and_end(layout):
     assert at.token_list.read_text(encoding="utf-8").split("\n") == ["<blank>", "<unk>", *pieces, "<sos/eos>", ""]
     assert (at.bpedir / "train.txt").read_text().splitlines()[0] == "THE RED FOX GOES HOME"
     assert sorted(path.name for path in at.bpedir.iterdir()) == ["bpe.model", "bpe.vocab", "tokens.txt", "train.txt"]
+
+
+@pytest.mark.parametrize(("mode", "nbpe"), [("unigram", 23), ("bpe", 23), ("char", 18), ("word", 12)])
+def test_model_and_vocabulary_are_sentencepieces_own(layout, mode, nbpe):
+    at = layout("--nbpe", str(nbpe), "--bpemode", mode)
+    tokens.make_token_list(at)
+    options = {"input": str(at.bpedir / "train.txt"), "vocab_size": nbpe, "model_type": mode, "character_coverage": 1.0}
+    sentencepiece.SentencePieceTrainer.train(model_prefix="own", minloglevel=2, **options)
+    assert (at.bpedir / "bpe.vocab").read_bytes() == Path("own.vocab").read_bytes()
+    ours, own = (sentencepiece.SentencePieceProcessor(model_file=str(path)) for path in (at.bpemodel, "own.model"))
+    assert ours.encode("THE RED FOX", out_type=str) == own.encode("THE RED FOX", out_type=str)
+
+
+@pytest.mark.parametrize(("size", "name"), [(500, "bpe.model"), (50, "train.txt")])
+def test_a_disk_that_fills_up_leaves_no_half_file(layout, largest_file, size, name):
+    at = layout("--nbpe", "23")
+    largest_file(size)
+    with pytest.raises(RecipeError, match=f"cannot write {at.bpedir / name}"):
+        tokens.make_token_list(at)
+    left = [path.name for path in at.bpedir.iterdir()]
+    assert left == (["train.txt"] if name == "bpe.model" else [])
 
 
 def test_the_same_text_gives_the_same_model(layout):

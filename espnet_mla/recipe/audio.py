@@ -1,6 +1,5 @@
 """Stages 2 to 4: speed perturbation, audio in one format and rate, no utterance too long or too short."""
 
-import contextlib
 import hashlib
 import io
 import json
@@ -9,26 +8,28 @@ import math
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import soundfile
 import soxr
 
 from espnet_mla.recipe import datadir, wavscp
-from espnet_mla.recipe.files import RecipeError, check_space, read_table, replacing, write_text
+from espnet_mla.recipe.files import RecipeError, read_table, replacing, write_text
 from espnet_mla.recipe.wavscp import read
 from espnet_mla.recipe.workers import each
 
-__all__ = ["format_data", "perturb_speed", "read", "remove_long_short"]
+__all__ = ["bytes_to_write", "format_data", "perturb_speed", "read", "remove_long_short"]
 
 logger = logging.getLogger(__name__)
 
 FORMATS = ("flac", "wav", "flac.ark", "wav.ark")
 SUBTYPE, BYTES_PER_SAMPLE = "PCM_16", 2
 FLAC_SIZE = 0.6  # of the plain samples
-SAMPLED = 200  # files whose size is looked at
+SAMPLED = 200  # utterances whose length is looked at
+LEAST_SAMPLES = 257  # ESPnet's frontend mirrors half a window of 512 at both ends, and fails at less
 
 
 def perturb_speed(data_dir: Path, train_set: str, factors: Sequence[float | str]) -> None:
@@ -56,6 +57,20 @@ def perturb_speed(data_dir: Path, train_set: str, factors: Sequence[float | str]
     if not folders:
         raise RecipeError("--speed_perturb_factors is empty: leave stage 2 out, or give factors such as 0.9 1.0 1.1")
     datadir.combine(data_dir / f"{train_set}_sp", list(folders.values()))
+
+
+def bytes_to_write(source: Path, target: Path, audio_format: str, fs: int) -> float:
+    """What `format_data` with the same arguments will add to the disk, estimated from the headers of some files."""
+    entries = list(read_table(source / "wav.scp").values())
+    sample = entries[:: len(entries) // SAMPLED + 1]
+    lengths = [0.0 if _is_so_already(entry, audio_format, fs) else wavscp.seconds(entry) for entry in sample]
+    known = [length for length in lengths if length is not None]
+    if not known:
+        return 0.0
+    size = sum(known) / len(known) * len(entries) * fs * BYTES_PER_SAMPLE
+    packed = FLAC_SIZE if audio_format.startswith("flac") else 1.0
+    # What an earlier run has left there stays, or makes room.
+    return max(0.0, size * packed - sum(path.stat().st_size for path in (target / "data").rglob("*.*")))
 
 
 def format_data(source: Path, target: Path, audio_format: str, fs: int, nj: int) -> None:
@@ -87,7 +102,6 @@ def format_data(source: Path, target: Path, audio_format: str, fs: int, nj: int)
         for index, (utterance, entry) in enumerate(entries.items())
     ]
     todo = [task for task in tasks if task.utterance not in done]
-    _check_space(target, todo)
     results = list(done.values())
     if audio_format.endswith(".ark"):
         # An archive cannot be mended: where one of its utterances has to be done, all of them are.
@@ -207,28 +221,6 @@ def _resume(target: Path, entries: dict[str, str], audio_format: str, fs: int, n
     return pieces
 
 
-def _check_space(target: Path, todo: Sequence[_Task]) -> None:
-    """Estimate from some of the files what the audio takes, and refuse where less is free."""
-    sample = todo[:: len(todo) // SAMPLED + 1]
-    if not sample:
-        return
-    needed = sum(map(_bytes, sample)) / len(sample) * len(todo)
-    check_space(target, needed, "the audio that stage 3 writes")
-
-
-def _bytes(task: _Task) -> float:
-    """What the formatted audio of an utterance takes; 0 where it stays where it is, or only reading would tell."""
-    source = wavscp.origin(task.entry)
-    try:
-        if source is None or _is_so_already(task):
-            return 0.0
-        info = soundfile.info(source)
-    except (soundfile.SoundFileError, OSError):
-        return 0.0
-    packed = FLAC_SIZE if task.audio_format.startswith("flac") else 1.0
-    return info.frames / info.samplerate * task.fs * BYTES_PER_SAMPLE * packed
-
-
 def _done(target: Path, entries: dict[str, str]) -> dict[str, _Result]:
     """What an earlier run has finished, of the utterances whose source has not been written since."""
     finished = target / "utt2num_samples"
@@ -255,13 +247,33 @@ def _newer(entry: str, output: Path) -> bool:
         return True
 
 
-@contextlib.contextmanager
-def _writing(output: Path) -> Iterator[Path]:
-    try:
-        with replacing(output) as partial:
-            yield partial
-    except (OSError, soundfile.SoundFileError) as error:
-        raise RecipeError(f"cannot write {output}: {error}") from None
+def encoded(samples: np.ndarray, fs: int, audio_format: str) -> bytes:
+    """A whole file of 16 bit audio.
+
+    In memory, because libsndfile says nothing where the last block of a FLAC file does not fit on the disk.
+
+    Args:
+        samples: (time,), in [-1, 1].
+        fs: Hz.
+        audio_format: flac or wav.
+    """
+    file = io.BytesIO()
+    soundfile.write(file, samples, fs, SUBTYPE, format=audio_format)
+    return file.getvalue()
+
+
+def _samples(task: _Task) -> np.ndarray:
+    """The audio of an utterance at the rate that is wanted.
+
+    Raises:
+        RecipeError: it cannot be read, or is too short to be decoded.
+    """
+    samples, rate = read(task.entry)
+    if rate != task.fs:
+        samples = soxr.resample(samples, rate, task.fs)
+    if len(samples) < LEAST_SAMPLES:
+        raise RecipeError(f"{task.entry} has {len(samples)} samples, at least {LEAST_SAMPLES} are needed")
+    return samples
 
 
 def _format_file(task: _Task) -> _Result:
@@ -269,41 +281,38 @@ def _format_file(task: _Task) -> _Result:
     if output.exists() and not _newer(task.entry, output):
         return _Result(task.utterance, str(output), soundfile.info(output).frames)
     try:
-        samples, rate = read(task.entry)
+        samples = _samples(task)
     except RecipeError as error:
         return _Result(task.utterance, error=str(error))
-    if _is_so_already(task):
+    if _is_so_already(task.entry, task.audio_format, task.fs):
         return _Result(task.utterance, task.entry, len(samples))
-    if rate != task.fs:
-        samples = soxr.resample(samples, rate, task.fs)
-    with _writing(output) as partial:
-        soundfile.write(partial, samples, task.fs, SUBTYPE)
+    with replacing(output) as partial:
+        partial.write_bytes(encoded(samples, task.fs, task.audio_format))
     return _Result(task.utterance, str(output), len(samples))
 
 
-def _is_so_already(task: _Task) -> bool:
-    if not wavscp.is_path(task.entry) or not task.entry.endswith(f".{task.audio_format}"):
+def _is_so_already(entry: str, audio_format: str, fs: int) -> bool:
+    if not wavscp.is_path(entry) or not entry.endswith(f".{audio_format}"):
         return False
-    info = soundfile.info(task.entry)
-    return (info.samplerate, info.channels, info.subtype) == (task.fs, 1, SUBTYPE)
+    try:
+        info = soundfile.info(entry)
+    except soundfile.SoundFileError:
+        return False
+    return (info.samplerate, info.channels, info.subtype) == (fs, 1, SUBTYPE)
 
 
 def _format_archive(tasks: list[_Task]) -> list[_Result]:
     """Write the audio of one format.<n> as one archive, each entry as ESPnet frames it: AUDIO, size, a whole file."""
     results = []
     output = tasks[0].folder / "data_wav.ark"
-    with _writing(output) as partial, open(partial, "wb") as archive:
+    with replacing(output) as partial, open(partial, "wb") as archive:
         for task in tasks:
             try:
-                samples, rate = read(task.entry)
+                samples = _samples(task)
             except RecipeError as error:
                 results.append(_Result(task.utterance, error=str(error)))
                 continue
-            if rate != task.fs:
-                samples = soxr.resample(samples, rate, task.fs)
-            encoded = io.BytesIO()
-            soundfile.write(encoded, samples, task.fs, SUBTYPE, format=task.audio_format.removesuffix(".ark"))
-            blob = encoded.getvalue()
+            blob = encoded(samples, task.fs, task.audio_format.removesuffix(".ark"))
             archive.write(f"{task.utterance} ".encode())
             results.append(_Result(task.utterance, f"{output}:{archive.tell()}", len(samples)))
             width = max(1, math.ceil(len(blob).bit_length() / 8))

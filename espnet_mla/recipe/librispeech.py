@@ -215,6 +215,11 @@ def _unpack(archive: Path, part: str, corpus: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _folders(folder: Path) -> list[Path]:
+    # Not glob, which passes over what it may not read.
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and not path.is_file())
+
+
 class _Part(NamedTuple):
     """What a part holds, by utterance: FLAC files, transcripts, and what is wrong with a transcript."""
 
@@ -227,7 +232,7 @@ def _scan(folder: Path) -> _Part:
     flacs: dict[str, Path] = {}
     text: dict[str, str] = {}
     spoilt: dict[str, str] = {}
-    for chapter in sorted(folder.glob("[!.]*/[!.]*/")):
+    for chapter in (chapter for reader in _folders(folder) for chapter in _folders(reader)):
         speaker = f"{chapter.parent.name}-{chapter.name}"
         transcripts = chapter / f"{speaker}.trans.txt"
         new_text = _transcripts(transcripts, spoilt) if transcripts.exists() else {}
@@ -250,14 +255,15 @@ def _transcripts(path: Path, spoilt: dict[str, str]) -> dict[str, str]:
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8: {error}") from None
     for line in lines:
-        utterance, _, words = line.strip().partition(" ")
-        if not utterance:
+        if not line.strip():
             continue
+        # At any white space, as ESPnet's readers do: so no id has any.
+        utterance, words = (*line.strip().split(maxsplit=1), "")[:2]
         if utterance in text:
             spoilt[utterance] = f"{path} has it twice"
-        elif not words.strip():
+        elif not words:
             spoilt[utterance] = f"{path} has no words for it"
-        text[utterance] = words.strip()
+        text[utterance] = words
     return text
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import soundfile
 import soxr
 
+from espnet_mla.recipe.audio import encoded
 from espnet_mla.recipe.files import RecipeError, write_text
 from espnet_mla.recipe.workers import each
 
@@ -163,7 +163,7 @@ def _speak(reader: _Reader) -> float:
     starts = range(0, len(reader.utterances), CHAPTER)
     try:
         return sum(_speak_chapter(reader, number, start, espeak) for number, start in enumerate(starts, 1))
-    except (OSError, soundfile.SoundFileError) as error:
+    except OSError as error:
         raise RecipeError(f"cannot write {reader.folder}: {error}") from None
 
 
@@ -176,7 +176,7 @@ def _speak_chapter(reader: _Reader, number: int, start: int, espeak: "_Espeak") 
         name = f"{chapter}-{index:04d}"
         samples = soxr.resample(espeak.say(utterance), espeak.fs, FS)
         samples = np.pad(samples, [int(silence * FS) for silence in (utterance.before, utterance.after)])
-        soundfile.write(folder / f"{name}.flac", samples, FS, "PCM_16")
+        (folder / f"{name}.flac").write_bytes(encoded(samples, FS, "flac"))
         lines.append(f"{name} {utterance.text}\n")
         seconds += len(samples) / FS
     write_text(folder / f"{chapter}.trans.txt", "".join(lines))

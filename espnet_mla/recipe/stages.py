@@ -11,7 +11,7 @@ from typing import IO
 import yaml
 
 from espnet_mla.recipe import audio, decoding, packing, tokens, training
-from espnet_mla.recipe.files import RecipeError, write_text
+from espnet_mla.recipe.files import RecipeError, check_space, write_text
 from espnet_mla.recipe.layout import Layout
 from espnet_mla.recipe.lock import lock, unlock
 from espnet_mla.recipe.options import hertz
@@ -142,8 +142,12 @@ def _perturb_speed(layout: Layout) -> None:
 
 def _format(layout: Layout) -> None:
     settings = layout.settings
-    for name, target in layout.formatted_sets.items():
-        audio.format_data(Path("data") / name, target, settings.audio_format, hertz(settings.fs), settings.nj)
+    form = settings.audio_format, hertz(settings.fs)
+    sets = [(Path("data") / name, target) for name, target in layout.formatted_sets.items()]
+    needed = sum(audio.bytes_to_write(source, target, *form) for source, target in sets)
+    check_space(layout.data_feats, needed, "the audio of stage 3")
+    for source, target in sets:
+        audio.format_data(source, target, *form, settings.nj)
 
 
 def _remove_long_short(layout: Layout) -> None:

@@ -1,9 +1,8 @@
 """Stage 5: the list of tokens, from sentencepiece for BPE and from ESPnet's own tokenizer for characters and words."""
 
 import contextlib
-import os
+import io
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,7 @@ def make_token_list(layout: Layout) -> None:
 
 
 def _bpe(layout: Layout) -> None:
-    from sentencepiece import SentencePieceTrainer
+    from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
     settings, bpedir = layout.settings, layout.bpedir
     sentences = [words for path in layout.bpe_train_text for words in _sentences(path)]
@@ -32,31 +31,30 @@ def _bpe(layout: Layout) -> None:
     train_text = bpedir / "train.txt"
     write_text(train_text, "".join(f"{words}\n" for words in sentences))
 
-    # sentencepiece writes two files in place; they are made in a folder beside and moved when both are whole.
-    partial = bpedir / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    # In memory: on a full disk sentencepiece leaves half files and says nothing.
+    model = io.BytesIO()
     try:
         SentencePieceTrainer.train(
             input=str(train_text),
             vocab_size=settings.nbpe,
             model_type=settings.bpemode,
-            model_prefix=str(partial / "bpe"),
+            model_writer=model,
             character_coverage=settings.bpe_char_cover,
             input_sentence_size=settings.bpe_input_sentence_size,
             user_defined_symbols=_symbols(settings.bpe_nlsyms),
             minloglevel=1,
         )
-        for name in ("bpe.model", "bpe.vocab"):
-            os.replace(partial / name, bpedir / name)
     except RuntimeError as error:
         raise _vocabulary_error(settings.nbpe, str(error)) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with replacing(bpedir / "bpe.model") as partial:
+        partial.write_bytes(model.getvalue())
+    processor = SentencePieceProcessor(model_proto=model.getvalue())
+    pieces = [processor.id_to_piece(number) for number in range(len(processor))]
+    scored = (f"{piece}\t{processor.get_score(number):g}\n" for number, piece in enumerate(pieces))
+    write_text(bpedir / "bpe.vocab", "".join(scored))
 
     # The first three pieces are sentencepiece's <unk>, <s>, </s>.
-    pieces = [line.split()[0] for line in (bpedir / "bpe.vocab").read_text(encoding="utf-8").split("\n") if line][3:]
-    tokens = [settings.blank, settings.oov, *pieces, settings.sos_eos]
+    tokens = [settings.blank, settings.oov, *pieces[3:], settings.sos_eos]
     write_text(layout.token_list, "".join(f"{token}\n" for token in tokens))
 
 

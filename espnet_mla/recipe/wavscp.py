@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import os
 import re
 import shlex
@@ -71,6 +72,15 @@ def origin(entry: str) -> Path | None:
         path, _ = native
     archived = ARCHIVED.fullmatch(path)
     return Path(archived["path"] if archived else path)
+
+
+def seconds(entry: str) -> float | None:
+    """How long the audio is by the header of its file, or None where only reading could tell."""
+    path, factors = (entry, []) if is_path(entry) else _parse(entry) or (None, [])
+    try:
+        return soundfile.info(path).duration / math.prod(factors)
+    except (soundfile.SoundFileError, TypeError):
+        return None
 
 
 def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:

@@ -89,7 +89,7 @@ def test_as_a_program_it_takes_what_launch_gives_it(tmp_path):
     assert "# Ended (code 7)" in log.read_text()
 
 
-@given(st.lists(st.text("ab ", max_size=5), min_size=1, max_size=40), st.integers(1, 12))
+@given(st.lists(st.text("ab \u2028\x85\r", max_size=5), min_size=1, max_size=40), st.integers(1, 12))
 def test_splitting_loses_nothing_and_is_even(tmp_path_factory, lines, parts):
     parts = min(parts, len(lines))
     folder = tmp_path_factory.mktemp("split")

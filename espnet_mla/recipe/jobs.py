@@ -129,7 +129,8 @@ def threads_for(jobs: int) -> int:
 
 def split_table(source: Path, parts: Sequence[Path]) -> None:
     """Cut the lines of `source` into consecutive `parts` whose sizes differ by one at most, the larger ones first."""
-    lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+    with source.open(encoding="utf-8", newline="\n") as file:
+        lines = file.readlines()
     size, larger = divmod(len(lines), len(parts))
     begin = 0
     for number, part in enumerate(parts):

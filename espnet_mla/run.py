@@ -1,18 +1,22 @@
-"""python -m espnet_mla.run: run a module or a script as `python` would, with the plugin registered and whole files saved.
+"""python -m espnet_mla.run: run a module or a script as `python` would, with the plugin registered, saving whole files.
 
 It registers while it is imported and stays the process's main module, so that a worker that `spawn` starts, which
 imports the main module anew, is registered too.
 """
 
+import os
 import runpy
 import sys
 from pathlib import Path
 
 import espnet_mla
 from espnet_mla import whole_files
+from espnet_mla.recipe.orphans import die_with_parent
 
 USAGE = "usage: python -m espnet_mla.run -m module [arguments]\n       python -m espnet_mla.run script.py [arguments]"
 
+if __name__ == "__mp_main__":  # the process of one of several GPUs, which would go on training and saving
+    die_with_parent(os.getppid())
 espnet_mla.register()
 whole_files.install()
 

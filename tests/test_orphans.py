@@ -1,6 +1,7 @@
 """A run that is killed leaves no process behind."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,4 +66,42 @@ def test_what_a_killed_run_has_started_dies_with_it(code, tmp_path):
         process.wait()
         until(lambda: not any(map(running, started)), seconds=10)
     finally:
-        os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_training_of_several_gpus_ends_with_the_process_that_started_it(tmp_path):
+    """ESPnet starts a process for each by `spawn`."""
+    (tmp_path / "work.py").write_text(
+        "import os, pathlib, time\n"
+        "def wait(path):\n"
+        "    pathlib.Path(path).write_text(str(os.getpid()))\n"
+        "    time.sleep(100)\n"
+    )
+    (tmp_path / "main.py").write_text(
+        "import multiprocessing, work\n"
+        f"process = multiprocessing.get_context('spawn').Process(target=work.wait, args=({str(tmp_path / 'pid')!r},))\n"
+        "process.start(); process.join()\n"
+    )
+    with subprocess.Popen([sys.executable, "-m", "espnet_mla.run", "main.py"], cwd=tmp_path) as process:
+        until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), seconds=100)
+        worker = int((tmp_path / "pid").read_text())
+        assert running(worker)
+        process.kill()
+    until(lambda: not running(worker), seconds=10)
+
+
+CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc")
+
+
+@pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run([*CONTAINER, "true"], capture_output=True).returncode != 0,
+    reason="no process may get id 1 here",
+)
+def test_in_a_container_the_recipe_may_be_the_first_process(tmp_path):
+    code = (
+        "import os; from pathlib import Path; from espnet_mla.recipe.jobs import run_jobs\n"
+        f"assert os.getpid() == 1; run_jobs([['true']], [Path({str(tmp_path / 'log')!r})], what='a job')\n"
+    )
+    done = subprocess.run([*CONTAINER, sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from espnet_mla.recipe.files import RecipeError
@@ -36,7 +37,8 @@ class Job:
         try:
             self.process = subprocess.Popen(
                 command, stdout=self.output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                env=environment(threads), start_new_session=own_session, preexec_fn=die_with_parent,
+                env=environment(threads), start_new_session=own_session,
+                preexec_fn=partial(die_with_parent, os.getpid()),
             )  # fmt: skip
         except OSError as error:
             self.output.close()

@@ -10,13 +10,17 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int | None = None) -> None:
     """Have the kernel kill this process when its parent ends, however it ends. On Linux alone.
 
     As `preexec_fn` of a subprocess it holds for the program that is run too.
+
+    Args:
+        parent: its id, which may be 1 (in a container). Where it is not given, 1 is taken for who has adopted this.
     """
     if _libc is None:
         return
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() == 1:  # it ended before
+    now = os.getppid()
+    if now == 1 if parent is None else now != parent:  # it ended before
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,10 +1,12 @@
 """The stages of the recipe as a table, and the loop that performs those that were asked for."""
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -126,7 +128,9 @@ def _prepare(layout: Layout) -> None:
     if not script.exists():
         raise RecipeError(f"{script} does not exist: run in the folder of a recipe, as egs2/librispeech_100/asr1 is")
     done = subprocess.run(
-        [str(script), *layout.settings.local_data_opts.split()], check=False, preexec_fn=die_with_parent
+        [str(script), *layout.settings.local_data_opts.split()],
+        check=False,
+        preexec_fn=partial(die_with_parent, os.getpid()),
     )
     if done.returncode:
         raise RecipeError(f"{script} {layout.settings.local_data_opts}".rstrip() + " failed, see above")

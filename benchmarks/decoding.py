@@ -1,12 +1,13 @@
 """ESPnet's beam search with its own decoder and CTC scorer and with ours, side by side.
 
     python benchmarks/decoding.py [--device cuda] [--cases 20x25x100] [--rounds 5] [--output results.json]
+    python benchmarks/decoding.py --parts 20x25x100
     python benchmarks/decoding.py --same exp/asr_x/config.yaml exp/asr_x/valid.acc.ave.pth dump/raw/test_clean/wav.scp
 
 The first times a Conformer 12 x 256 with a 6-block decoder and 5,000 tokens, weights random from a fixed seed: encoder
 and search, CTC weight 0.3, all in one run whose subjects take turns; a figure is the median of its rounds. Every case
-first compares the five best hypotheses. The second decodes every utterance of a list with a trained model, with every
-option that the recipe's decoding uses, and counts the hypotheses that differ.
+also compares the five best hypotheses. The second says where ours spends its time. The third decodes every utterance of
+a list with a trained model, with every option that the recipe's decoding uses, and counts the lists that differ.
 """
 
 import argparse
@@ -139,6 +140,43 @@ def measure(cases: list[str], rounds: int, device: str) -> dict:
     return results
 
 
+def parts(case: str, rounds: int, device: str) -> None:
+    """Print the seconds that each part of our decoding takes, medians."""
+    beam, utterances, seconds, tokens = parse(case)
+    network, search = encoder(device), subject("mha", beam, device)
+    features = torch.randn(utterances, 100 * seconds, 80, device=device)
+    decoder, ctc = search.nn_dict["decoder"], search.part_scorers["ctc"]
+    calls = {
+        "encoder": (network, "forward"),
+        "decoder": (decoder, "batch_score"),
+        "its output layer": (decoder.output_layer, "forward"),
+        "CTC": (ctc, "batch_score_partial"),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in (*calls, "all")}
+
+    def timed(name: str, call):
+        def wrapper(*args, **kwargs):
+            began = time.perf_counter()
+            result = call(*args, **kwargs)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            taken[name][-1] += time.perf_counter() - began
+            return result
+
+        return wrapper
+
+    for name, (owner, method) in calls.items():
+        setattr(owner, method, timed(name, getattr(owner, method)))
+    everything = timed("all", run)
+    for _ in range(rounds + 1):
+        for figures in taken.values():
+            figures.append(0.0)
+        everything(network, search, features, tokens)
+    print("| part | seconds |\n| --- | --- |")
+    for name, figures in taken.items():
+        print(f"| {name} | {statistics.median(figures[1:]):.2f} |")
+
+
 def row(case: str, result: dict) -> str:
     beam, utterances, seconds, tokens = parse(case)
     espnet = result[ESPNET]["seconds"]
@@ -226,12 +264,16 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    parser.add_argument("--parts", metavar="CASE", help="where the time of one case goes")
     parser.add_argument("--same", nargs=3, metavar=("CONFIG", "MODEL", "WAV_SCP"))
     parser.add_argument("--beam", type=int, default=10, help="of --same (default: %(default)s)")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     if options.same:
         same(*options.same, options.beam)
+        return
+    if options.parts:
+        parts(options.parts, options.rounds, options.device)
         return
     print(f"{machine(options.device)}\n\n{HEAD}", flush=True)
     results = measure(options.cases, options.rounds, options.device)

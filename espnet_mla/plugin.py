@@ -7,6 +7,7 @@ import sys
 import types
 
 from espnet2.legacy.nets.scorers import ctc
+from espnet2.train.class_choices import ClassChoices
 
 from espnet_mla.models.ctc import PrefixScorer
 from espnet_mla.models.decoder import DECODERS
@@ -16,7 +17,10 @@ from espnet_mla.models.encoders import ENCODERS
 _TASKS = ("asr", "st", "slu", "s2t")
 
 # ESPnet's programs that decode with CTC prefix scores. They take the scorer's class by its name.
-_PROGRAMS = ("asr_inference", "asr_inference_streaming", "st_inference", "slu_inference", "s2t_inference")
+_PROGRAMS = (
+    "asr_inference", "asr_inference_streaming", "mt_inference", "s2t_inference", "slu_inference", "st_inference",
+    "st_inference_streaming",
+)  # fmt: skip
 
 
 def register() -> None:
@@ -27,12 +31,22 @@ def register() -> None:
     _provide_editdistance()
     for task in _TASKS:
         module = importlib.import_module(f"espnet2.tasks.{task}")
-        for choices, ours in ((module.encoder_choices, ENCODERS), (module.decoder_choices, DECODERS)):
-            choices.classes.update({name: new for name, new in ours.items() if name in choices.classes})
+        _put(module.encoder_choices, ENCODERS)
+        _put(module.decoder_choices, DECODERS)
+    if copied := sys.modules.get("espnet2.tasks.enh_s2t"):  # with copies of its own, if it was imported before
+        for task in ("asr", "st"):
+            _put(getattr(copied, f"{task}_encoder_choices"), ENCODERS)
+            _put(getattr(copied, f"{task}_decoder_choices"), DECODERS)
+    # A scorer of ESPnet's own that is built upon ESPnet's takes its class by the name, once.
+    importlib.import_module("espnet2.legacy.nets.scorers.uasr")
     ctc.CTCPrefixScorer = PrefixScorer
     for program in _PROGRAMS:  # those that were imported before
         if module := sys.modules.get(f"espnet2.bin.{program}"):
             module.CTCPrefixScorer = PrefixScorer
+
+
+def _put(choices: ClassChoices, ours: dict[str, type]) -> None:
+    choices.classes.update({name: new for name, new in ours.items() if name in choices.classes})
 
 
 def _provide_editdistance() -> None:

@@ -104,6 +104,12 @@ def test_scores_are_those_of_all_paths(prefix):
     torch.testing.assert_close(total.double(), brute_force(x[0], prefix), rtol=1e-5, atol=1e-5)
 
 
+def test_half_precision_gives_numbers_for_a_padded_batch():
+    x = log_posteriors(2, 30, seed=1).half()
+    scores = walk(PrefixScorer(Posteriors(), EOS), x, torch.tensor([30, 17]), 2, 3, None, seed=2)
+    assert not scores.isnan().any() and (scores[..., 1:EOS] > -1e4).any()
+
+
 def test_padding_of_a_batch_changes_no_score():
     x = log_posteriors(2, 30, seed=1)
     lengths = torch.tensor([30, 17])

@@ -155,7 +155,7 @@ def test_states_that_were_let_go_are_made_again_from_the_tokens():
         for length in range(1, 6):
             _, state = decoder.batch_score(ys[:, :length], state, xs)
             kept.append([decoder.select_state(state, i) for i in (0, 1)])
-        assert not kept[0][0].tokens and kept[-2][0].tokens  # a search that goes back one step finds all in place
+        assert not kept[0][0].tokens and kept[-3][0].tokens  # a search that goes back two steps finds all in place
         for length, states in ((2, kept[0]), (5, kept[3]), (4, [kept[2][0], kept[3][1]])):
             scores, _ = decoder.batch_score(ys[:, :length], states, xs)
             expected = teacher_forced(decoder, ys[:, :length], xs)[:, -1]
@@ -173,6 +173,61 @@ def test_an_encoder_output_that_grows_is_attended_to_whole():
         _, state = theirs.batch_score(ys[:, :1], [None] * 3, x[:4].expand(3, -1, -1))
         expected, _ = theirs.batch_score(ys, state, x.expand(3, -1, -1))
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_another_encoder_output_of_the_same_length_is_attended_to():
+    x, other, ys = torch.randn(6, D), torch.randn(6, D), torch.randint(0, VOCABULARY, (1, 2))
+    found = []
+    with torch.no_grad():
+        for decoder in (build(), build(ESPNET)):
+            _, state = decoder.batch_score(ys[:, :1], [decoder.batch_init_state(x)], x[None])
+            found.append(decoder.batch_score(ys, state, other[None])[0])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+def test_a_search_that_goes_back_two_steps_and_hears_more_gets_espnets_scores():
+    x, ys = torch.randn(12, D), torch.randint(0, VOCABULARY, (1, 4))
+    found = []
+    with torch.no_grad():
+        for decoder in (build(), build(ESPNET)):
+            states = [decoder.batch_init_state(x[:6])]
+            kept = []
+            for length in (1, 2, 3):
+                _, states = decoder.batch_score(ys[:, :length], states, x[None, :6])
+                states = [decoder.select_state(states, 0)]
+                kept.append(states)
+            found.append(decoder.batch_score(ys[:, :2], kept[0], x[None])[0])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "options"), CHOICES)
+def test_steps_pass_the_gradient_of_teacher_forcing(kind, options):
+    x, ys, grads = torch.randn(1, 6, D), torch.randint(0, VOCABULARY, (1, 3)), []
+    for steps in (True, False):
+        decoder = chosen(kind, options)
+        if steps:
+            state, scores = [None], []
+            for length in (1, 2, 3):
+                score, state = decoder.batch_score(ys[:, :length], state, x)
+                scores.append(score)
+            torch.stack(scores, dim=1).square().sum().backward()
+        else:
+            teacher_forced(decoder, ys, x).square().sum().backward()
+        grads.append([parameter.grad for parameter in decoder.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "options"), CHOICES)
+def test_a_quantised_model_decodes(kind, options):
+    decoder = chosen(kind, options)
+    quantised = torch.quantization.quantize_dynamic(decoder, {torch.nn.Linear}, dtype=torch.float16)
+    x, ys = torch.randn(6, D), torch.randint(0, VOCABULARY, (2, 1))
+    with torch.no_grad():
+        expected, found = (
+            d.batch_score(ys, [d.batch_init_state(x)] * 2, x.expand(2, -1, -1))[0] for d in (decoder, quantised)
+        )
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("kind", [BatchBeamSearch, BeamSearch])
@@ -221,7 +276,7 @@ def test_the_cache_is_as_large_as_it_says_and_the_sources_does_not_depend_on_the
 def test_hypotheses_that_have_ended_hold_no_cache():
     with torch.no_grad():
         found = search(build(), PrefixScorer)(torch.randn(20, D), maxlenratio=-8.0)
-    assert sum(bool(h.states["decoder"].tokens) for h in found) <= 2 * 4  # those of the last two steps
+    assert sum(bool(h.states["decoder"].tokens) for h in found) <= 3 * 4  # those of the last three steps
 
 
 @pytest.mark.parametrize(("kind", "options"), CHOICES)
@@ -230,7 +285,8 @@ def test_partially_autoregressive_scores_equal_all_at_once(kind, options):
     x, ys = torch.randn(8, D), torch.randint(0, VOCABULARY, (3, 4))
     lengths = torch.tensor([4, 2, 3])
     with torch.no_grad():
-        scores, _ = decoder.batch_score_partially_AR(ys, [None], x.expand(3, -1, -1), lengths)
+        begin = [decoder.batch_init_state(x)] * 3  # what ESPnet's search gives
+        scores, _ = decoder.batch_score_partially_AR(ys, begin, x.expand(3, -1, -1), lengths)
         expected = teacher_forced(decoder, ys, x.expand(3, -1, -1))
     torch.testing.assert_close(scores, expected[torch.arange(3), lengths - 1], rtol=1e-4, atol=1e-5)
 

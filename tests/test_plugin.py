@@ -53,3 +53,19 @@ def test_editdistance_is_there_for_espnets_error_rates():
     import editdistance
 
     assert editdistance.eval(list("KITTEN"), list("SITTING")) == 3
+
+
+def test_what_espnet_has_built_upon_or_copied_before_is_neither_broken_nor_forgotten():
+    code = (
+        "import torch, espnet2.tasks.enh_s2t as task, espnet_mla; espnet_mla.register()\n"
+        "print(task.asr_encoder_choices.get_class('conformer').__module__)\n"
+        "print(task.asr_decoder_choices.get_class('transformer').__module__)\n"
+        "print(task.st_decoder_choices.get_class('transformer').__module__)\n"
+        "from espnet2.legacy.nets.scorers.uasr import UASRPrefixScorer\n"
+        "scorer = UASRPrefixScorer(12)\n"
+        "state = scorer.batch_init_state(torch.randn(9, 13))\n"
+        "print(tuple(scorer.batch_score_partial(torch.tensor([[12]]), None, [state], None)[0].shape))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    ours = ["espnet_mla.models.encoders", "espnet_mla.models.decoder", "espnet_mla.models.decoder"]
+    assert done.stdout.splitlines()[-4:] == [*ours, "(1, 13)"], done.stderr

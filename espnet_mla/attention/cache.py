@@ -40,12 +40,13 @@ class FrameCache:
         """The rows (int64, one axis) of the batch, in that order; a row may come several times."""
         return FrameCache(tuple(tensor.index_select(0, rows) for tensor in self.tensors))
 
-    @torch.no_grad()
     def grow(self, rows: Tensor, other: "FrameCache") -> "FrameCache":
-        """`select(rows).append(other)` for decoding, with one copy of what is there, as one block: time stands first.
+        """`select(rows).append(other)`; where no gradient is needed with one copy of what is there, as one block.
 
-        Not for training: nothing gets a gradient through it.
+        Time then stands first in memory.
         """
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*self.tensors, *other.tensors)):
+            return self.select(rows).append(other)
         grown = []
         for past, new in zip(self.tensors, other.tensors, strict=True):
             past, new = past.movedim(-2, 0), new.movedim(-2, 0)

@@ -114,7 +114,9 @@ class MLA(SoftmaxAttention):
             q, q_rope = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), dim=-1)
             q_rope, k_rope = rotate_window(q_rope, kv.tensors[1].unsqueeze(1))
             q = torch.cat((q, q_rope), dim=-1)
-        way = self._absorbed if self.absorbing_is_cheaper(time_q, time_k) else self._expanded
+        # A quantised layer has no weight that could be absorbed.
+        plain = isinstance(self.linear_k_up.weight, Tensor) and isinstance(self.linear_v_up.weight, Tensor)
+        way = self._absorbed if plain and self.absorbing_is_cheaper(time_q, time_k) else self._expanded
         out = way(q, latent, k_rope, position, mask, own)  # (b, h, t_q, v_head_dim)
         return self.linear_out(out.transpose(1, 2).flatten(-2))
 

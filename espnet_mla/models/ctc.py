@@ -71,7 +71,10 @@ class PrefixScorer(CTCPrefixScorer):
 
     def _tabulate(self) -> None:
         # Label-major, so that the frames of a candidate stand side by side.
-        self.table = self.impl.x[0].permute(1, 2, 0).contiguous()  # (utterances, labels, frames)
+        # In float16 ESPnet's zero is minus infinity, which a sum can't take back.
+        x = self.impl.x[0]
+        x = x.to(torch.promote_types(x.dtype, torch.float32)).clamp_min(self.impl.logzero)
+        self.table = x.permute(1, 2, 0).contiguous()  # (utterances, labels, frames)
         self.precise = torch.float32 if self.table.device.type == "mps" else torch.float64  # what the device has
 
     def batch_score_partial(self, y: Tensor, ids: Tensor | None, state, x: Tensor) -> tuple[Tensor, tuple]:
@@ -113,7 +116,7 @@ class PrefixScorer(CTCPrefixScorer):
             candidates = self.table[utterance[:, None], ids]  # (hypotheses, candidates, frames)
             again = ids == last[:, None]
             psi.scatter_(1, ids, self._prefix(candidates, again, total, prefix.blank, length, start, end))
-        psi[:, impl.eos] = total.gather(1, impl.end_frames[utterance, None]).squeeze(1)
+        psi[:, impl.eos] = total.gather(1, impl.end_frames.to(y.device)[utterance, None]).squeeze(1)
         if impl.eos != impl.blank:
             psi[:, impl.blank] = impl.logzero
         step = (replace(prefix, first=first, last=latest), last, length, start, end, psi)

@@ -6,7 +6,7 @@ and shared by its hypotheses, those of the tokens grow by one a step. Parameters
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -23,6 +23,9 @@ from espnet_mla.models.signature import extended
 CHOICES = ("mha", "gqa", "mla")
 
 
+KEPT = 2  # steps that a search may go back
+
+
 class CacheBytes(NamedTuple):
     """Bytes of keys and values (or latents), over all layers."""
 
@@ -36,20 +39,21 @@ class DecodingState:
 
     Args:
         source: of each layer, what its source attention keeps of the encoder output, a row for each utterance.
-        frames: the length of that output.
+        encoded: that output, (utterances, time, d).
         tokens: of each layer, what its self-attention keeps of the tokens; empty before the first, and where a later
             step has let it go.
         rows: (int64, one axis) the rows of `tokens` that this state stands for, the hypotheses of an utterance side by
             side.
-        before: the `tokens` of the step before. A beam search holds on to the states of hypotheses that have ended, and
-            never scores them again: two steps later their caches are let go.
+        earlier: the `tokens` of the last `KEPT` steps before. A beam search holds on to the states of hypotheses that have
+            ended, and never scores them again: their caches are let go. ESPnet's searches of speech that is still coming
+            in go back by two steps.
     """
 
     source: list[FrameCache]
-    frames: int
+    encoded: Tensor
     tokens: list[FrameCache]
     rows: Tensor
-    before: list[FrameCache] = field(default_factory=list)
+    earlier: tuple[list[FrameCache], ...] = ()
 
     def select(self, rows: Tensor | slice) -> "DecodingState":
         """Only these of its rows, in that order: nothing is copied before they are gone on from."""
@@ -139,9 +143,8 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         """
         if x.dim() == 2:
             x = x.unsqueeze(0)
-        source = [layer.src_attn.project_kv(x) for layer in self.decoders]
-        self.cache_bytes = CacheBytes(0, sum(kv.nbytes for kv in source))
-        return DecodingState(source, x.shape[1], [], torch.arange(len(x), device=x.device))
+        self.cache_bytes = CacheBytes()
+        return DecodingState(self._source(x), x, [], torch.arange(len(x), device=x.device))
 
     init_state = batch_init_state
 
@@ -185,9 +188,16 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         if xs_mask is not None:
             xs_mask = xs_mask[:: len(ys) // past.source[0].rows]
         out, hidden, state = self._advance(ys, past, xs_mask)
-        past.before.clear()
-        state = replace(state, before=past.tokens)
+        if len(past.earlier) == KEPT:
+            past.earlier[-1].clear()
+        state = replace(state, earlier=(past.tokens, *past.earlier)[:KEPT])
         return ((out, hidden) if return_hs else out), state
+
+    def batch_score_partially_AR(self, ys, states, xs, yseq_lengths):
+        """As ESPnet's, which keeps the outputs of its layers: a state of `batch_init_state` stands for nothing yet."""
+        if isinstance(states, list):
+            states = [None]
+        return super().batch_score_partially_AR(ys, states, xs, yseq_lengths)
 
     def select_state(self, state: DecodingState, i: int, new_id: int | None = None) -> DecodingState:
         """The state of hypothesis i."""
@@ -212,11 +222,14 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         elif all(other.tokens is states[0].tokens for other in states):
             state = replace(states[0], rows=torch.cat([other.rows for other in states]))
         else:
-            state = replace(states[0], tokens=[], before=[])
-        if state.frames != xs.shape[1]:  # speech that is still coming in
-            grown = self.batch_init_state(xs[:: len(xs) // state.source[0].rows])
-            state = replace(state, source=grown.source, frames=grown.frames)
+            state = replace(states[0], tokens=[], earlier=())
+        encoded = xs[:: len(xs) // len(state.encoded)]
+        if not _same(encoded, state.encoded):  # speech that is still coming in
+            state = replace(state, source=self._source(encoded), encoded=encoded)
         return state
+
+    def _source(self, x: Tensor) -> list[FrameCache]:
+        return [layer.src_attn.project_kv(x) for layer in self.decoders]
 
     def _advance(self, ys: Tensor, state: DecodingState, mask: Tensor | None) -> tuple[Tensor, Tensor, DecodingState]:
         """Log probabilities, hidden state and the next state, after the tokens that `state` does not hold yet."""
@@ -229,7 +242,8 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
             tokens = [past.cache for past in pasts]
             rows = torch.arange(len(ys), device=ys.device)
         self.cache_bytes = CacheBytes(
-            max(self.cache_bytes.self_attention, sum(kv.nbytes for kv in tokens)), sum(kv.nbytes for kv in state.source)
+            max(self.cache_bytes.self_attention, sum(kv.nbytes for kv in tokens)),
+            max(self.cache_bytes.source_attention, sum(kv.nbytes for kv in state.source)),
         )
         hidden = x[:, -1]
         if self.normalize_before:
@@ -237,7 +251,13 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         out = hidden
         if self.output_layer is not None:
             out = torch.log_softmax(self.output_layer(hidden), dim=-1)
-        return out, hidden, DecodingState(state.source, state.frames, tokens, rows)
+        return out, hidden, DecodingState(state.source, state.encoded, tokens, rows)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    return (one.data_ptr(), one.stride()) == (other.data_ptr(), other.stride()) or torch.equal(one, other)
 
 
 def _check(part: str, kind: str, options: dict, qk_norm: bool) -> None:

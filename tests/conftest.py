@@ -9,10 +9,21 @@ import pytest
 
 @pytest.fixture
 def largest_file():
-    """A function that lets no file grow beyond so many bytes: what stands for a disk that fills up."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    """A context in which no file grows beyond so many bytes: what stands for a disk that fills up.
+
+    Not for the whole of a test: pytest's own output may go to a file.
+    """
+
+    @contextlib.contextmanager
+    def limited(size: int):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @pytest.fixture(scope="session")

@@ -205,8 +205,7 @@ class TestFormatData:
         (written,) = (path for path in (self.target / "data").rglob("*") if path.is_file())
         size = written.stat().st_size
         written.unlink()
-        largest_file(size - lacking)
-        with pytest.raises(RecipeError, match=f"cannot write {written}"):
+        with largest_file(size - lacking), pytest.raises(RecipeError, match=f"cannot write {written}"):
             self.format(audio_format)
         assert not [path for path in (self.target / "data").rglob("*") if path.is_file()]
 

@@ -52,8 +52,7 @@ def test_model_and_vocabulary_are_sentencepieces_own(layout, mode, nbpe):
 @pytest.mark.parametrize(("size", "name"), [(500, "bpe.model"), (50, "train.txt")])
 def test_a_disk_that_fills_up_leaves_no_half_file(layout, largest_file, size, name):
     at = layout("--nbpe", "23")
-    largest_file(size)
-    with pytest.raises(RecipeError, match=f"cannot write {at.bpedir / name}"):
+    with largest_file(size), pytest.raises(RecipeError, match=f"cannot write {at.bpedir / name}"):
         tokens.make_token_list(at)
     left = [path.name for path in at.bpedir.iterdir()]
     assert left == (["train.txt"] if name == "bpe.model" else [])

@@ -51,13 +51,18 @@ def from_pretrained(
 
     espnet_mla.register()
     from espnet2.bin.asr_inference import Speech2Text
+    from espnet2.torch_utils.safe_torch_load import UnsafeLoadRefusedError
 
     with tempfile.TemporaryDirectory() as scratch:
         for name in [name for name in files if name.endswith("_config")]:
-            config = yaml.safe_load(files[name].read_text(encoding="utf-8"))
+            config = _mapping(files[name])
             files[name] = Path(scratch) / f"{name}.yaml"
             files[name].write_text(yaml.safe_dump(_with_absolute_paths(config, root)), encoding="utf-8")
-        return Speech2Text(**files, **options)
+        try:
+            return Speech2Text(**files, **options)
+        except (FileNotFoundError, UnsafeLoadRefusedError) as error:
+            why = str(error).splitlines()[0]
+            raise RecipeError(f"{source} cannot be loaded: {why}; an experiment needs its recipe's folder") from error
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -112,15 +117,15 @@ def _check_version(folder: Path, source: str | os.PathLike[str]) -> None:
     path = folder / VERSION_FILE
     if not path.is_file():  # an archive that ESPnet's own recipes have packed
         return
-    needed, there = yaml.safe_load(path.read_text(encoding="utf-8"))["version"], espnet_mla.__version__
+    needed, there = _mapping(path)["version"], espnet_mla.__version__
     if Version(needed) > Version(there):
         raise RecipeError(f"{source} needs espnet_mla {needed} or newer, which packed it; installed is {there}")
 
 
 def _packed_files(folder: Path, source: str | os.PathLike[str]) -> dict[str, Path]:
     """What meta.yaml names, under the names of Speech2Text's arguments."""
-    meta = yaml.safe_load((folder / "meta.yaml").read_text(encoding="utf-8"))
-    named = {**meta["yaml_files"], **meta["files"]}
+    meta = _mapping(folder / "meta.yaml")
+    named = {**meta.get("yaml_files", {}), **meta.get("files", {})}
     if not {"asr_train_config", "asr_model_file"} <= set(named):
         raise RecipeError(f"{source} holds no speech recogniser: its meta.yaml names only {', '.join(named)}")
     return {name: folder / path for name, path in named.items()}
@@ -128,8 +133,15 @@ def _packed_files(folder: Path, source: str | os.PathLike[str]) -> dict[str, Pat
 
 def _recipe_folder(experiment: Path) -> Path:
     """The folder that the paths in an experiment's config.yaml start from: that of the recipe, above the experiment."""
-    output_dir = yaml.safe_load((experiment / "config.yaml").read_text(encoding="utf-8"))["output_dir"]
+    output_dir = _mapping(experiment / "config.yaml").get("output_dir", "")
     return next((above for above in experiment.parents if above / output_dir == experiment), Path.cwd())
+
+
+def _mapping(path: Path) -> dict:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} must hold `key: value` lines")
+    return content
 
 
 def _other_models(folder: Path) -> str:

@@ -1,10 +1,11 @@
-"""python -m espnet_mla.run: run a module or a script as `python` would, with the plugin registered, saving whole files.
+"""python -m espnet_mla.run: run a module or a script as `python` would, with the plugin registered.
 
 It registers while it is imported and stays the process's main module, so that a worker that `spawn` starts, which
 imports the main module anew, is registered too.
 """
 
 import os
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -15,10 +16,14 @@ from espnet_mla.recipe.orphans import die_with_parent
 
 USAGE = "usage: python -m espnet_mla.run -m module [arguments]\n       python -m espnet_mla.run script.py [arguments]"
 
+TRAININGS = re.compile(r"espnet2\.bin\.\w+_train")
+"""ESPnet's programs whose files are saved whole."""
+
+espnet_mla.register()
 if __name__ == "__mp_main__":  # the process of one of several GPUs, which would go on training and saving
     die_with_parent(os.getppid())
-espnet_mla.register()
-whole_files.install()
+    if TRAININGS.fullmatch(sys.argv[0]):
+        whole_files.install()
 
 
 def main(arguments: list[str]) -> None:
@@ -29,6 +34,8 @@ def main(arguments: list[str]) -> None:
     match arguments:
         case ["-m", module, *rest]:
             sys.argv = [module, *rest]
+            if TRAININGS.fullmatch(module):
+                whole_files.install()
             runpy.run_module(module, run_name="__main__", alter_sys=False)
         case [script, *rest] if not script.startswith("-"):
             sys.argv = [script, *rest]

@@ -31,11 +31,20 @@ are done all the same, and the exit status is 1.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Transcribe, and return the exit status."""
-    options = _parser().parse_intermixed_args(arguments)
+    parser = _parser()
+    options = parser.parse_intermixed_args(arguments)
+    if options.beam_size is not None and options.beam_size < 1:
+        parser.error(f"--beam_size {options.beam_size}: at least 1 is needed")
+    if options.ctc_weight is not None and not 0 <= options.ctc_weight <= 1:
+        parser.error(f"--ctc_weight {options.ctc_weight}: from 0 to 1")
     given = {name: getattr(options, name) for name in ("inference_asr_model", *DECODING)}
     import torch
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        parser.error(f"--device {device}: {str(error).splitlines()[0]}")
     try:
         speech2text = espnet_mla.from_pretrained(
             options.model, device=device, **{name: value for name, value in given.items() if value is not None}
@@ -79,6 +88,7 @@ def read(path: str, rate: int) -> "np.ndarray":
     Raises:
         RecipeError: the file is missing or broken, or holds no samples.
     """
+    import numpy as np
     import soundfile
     import soxr
 
@@ -91,6 +101,8 @@ def read(path: str, rate: int) -> "np.ndarray":
         raise RecipeError(str(error)) from None
     if not len(samples):
         raise RecipeError("no samples")
+    if not np.isfinite(samples).all():
+        raise RecipeError("samples that are not finite numbers")
     return soxr.resample(samples.mean(axis=1), file.samplerate, rate)
 
 

@@ -140,6 +140,21 @@ def test_what_is_no_model_is_named(recipe, archive, tmp_path):
         espnet_mla.from_pretrained(recipe / "exp" / "asr_tiny", inference_asr_model="7epoch.pth")
 
 
+def test_a_model_that_is_no_longer_whole_is_named(recipe, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(recipe / "exp" / "asr_tiny", moved, symlinks=True)
+    with pytest.raises(RecipeError, match="moved cannot be loaded: .*feats_stats.npz.*recipe's folder"):
+        espnet_mla.from_pretrained(moved)
+    (moved / "config.yaml").write_text("")
+    with pytest.raises(RecipeError, match="config.yaml must hold"):
+        espnet_mla.from_pretrained(moved)
+    shutil.copytree(recipe, tmp_path / "whole", symlinks=True)
+    model = tmp_path / "whole" / "exp" / "asr_tiny" / "valid.acc.ave_1best.pth"
+    model.write_bytes(model.read_bytes()[:1000])
+    with pytest.raises(RecipeError, match="asr_tiny cannot be loaded: "):
+        espnet_mla.from_pretrained(tmp_path / "whole" / "exp" / "asr_tiny")
+
+
 def test_files_get_their_whole_path_and_tokens_stay_words(tmp_path):
     (tmp_path / "exp").write_text("")
     (tmp_path / "data").mkdir()

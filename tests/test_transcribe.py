@@ -43,7 +43,8 @@ def test_every_file_gets_a_line_and_what_cannot_be_done_is_named(
     soundfile.write("empty.wav", speech[:0], 16000)
     (tmp_path / "broken.flac").write_bytes((recipe / "speech.flac").read_bytes()[:5000])
     (tmp_path / "text.txt").write_text("no audio\n")
-    bad = ["broken.flac", "short.wav", "empty.wav", "text.txt", "absent.flac", "touch run |"]
+    soundfile.write("nan.wav", speech * np.nan, 16000, subtype="FLOAT")
+    bad = ["nan.wav", "broken.flac", "short.wav", "empty.wav", "text.txt", "absent.flac", "touch run |"]
     status = transcribe.main([str(archive), "plain.flac", *bad, "stereo.wav", "--device", "cpu", *FLAGS, "faster.ogg"])
     out, err = capfd.readouterr()
     text = expected[0][0]
@@ -53,6 +54,13 @@ def test_every_file_gets_a_line_and_what_cannot_be_done_is_named(
     told = [line for line in err.splitlines() if line.startswith("error: ")]
     assert [line.split(": ")[1] for line in told] == bad and all(line.split(": ", 2)[2] for line in told)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("wrong", [("--beam_size", "0"), ("--ctc_weight", "2"), ("--device", "bogus")])
+def test_a_wrong_option_is_named(wrong, archive, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        transcribe.main([str(archive), "speech.flac", *wrong])
+    assert f"error: {' '.join(wrong)}" in capsys.readouterr().err.replace("2.0", "2")
 
 
 def test_timing_gives_three_columns_more(recipe, archive, expected, capfd):

@@ -42,7 +42,16 @@ def test_a_buffer_is_saved_to_as_ever():
     assert torch.load(buffer) == {"a": 1}
 
 
-def test_programs_of_espnet_have_it(tmp_path):
+@pytest.mark.parametrize(("run", "module"), [
+    (["-m", "espnet2.bin.asr_train"], "espnet_mla.whole_files"),
+    (["-m", "espnet2.bin.asr_inference"], "torch.serialization"),
+    (["script.py"], "torch.serialization"),
+])  # fmt: skip
+def test_trainings_of_espnet_have_it_and_nothing_else(tmp_path, run, module):
     (tmp_path / "script.py").write_text("import torch; print(torch.save.__module__)")
-    command = [sys.executable, "-m", "espnet_mla.run", str(tmp_path / "script.py")]
-    assert subprocess.run(command, capture_output=True, text=True).stdout == "espnet_mla.whole_files\n"
+    code = (
+        "import runpy, torch; runpy.run_module = lambda *given, **named: print(torch.save.__module__)\n"
+        f"from espnet_mla import run; run.main({run!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == f"{module}\n", done.stderr

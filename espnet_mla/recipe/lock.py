@@ -35,7 +35,7 @@ def lock(folder: Path) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        holder = file.read().strip() or "another process"
+        holder = file.read().partition(" (")[0] or "another process"
         file.close()
         raise RecipeError(f"{path} is held by {holder}: wait for its end, or end it") from None
     except OSError as error:

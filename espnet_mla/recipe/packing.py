@@ -77,6 +77,7 @@ def pack(layout: Layout) -> None:
 
     # espnet2.bin.pack names files by where they lie below the current folder. In a folder made for it they all lie
     # there, wherever exp/ is, and README.md stands on top, where the hub looks for it.
+    readme = card(layout)
     staging = layout.asr_exp / ".packing"
     shutil.rmtree(staging, ignore_errors=True)
     for path, member in members.items():
@@ -89,7 +90,7 @@ def pack(layout: Layout) -> None:
     if named != trained:
         (staging / members[config]).write_text(yaml.safe_dump(named, sort_keys=False), encoding="utf-8")
     (staging / VERSION_FILE).write_text(yaml.safe_dump({"version": espnet_mla.__version__}), encoding="utf-8")
-    (staging / "README.md").write_text(card(layout), encoding="utf-8")
+    (staging / "README.md").write_text(readme, encoding="utf-8")
 
     command = ["asr", "--asr_train_config", str(members[config]), "--asr_model_file", str(members[model])]
     for option in (*(members[path] for path in options), "README.md", VERSION_FILE):
@@ -110,7 +111,7 @@ def card(layout: Layout) -> str:
         metadata=yaml.safe_dump({"tags": list(TAGS), **language, "library_name": "espnet"}, sort_keys=False),
         title=layout.packed_model.stem,
         version=espnet_mla.__version__,
-        name=settings.hf_repo or layout.packed_model.name,
+        name=layout.packed_model.name,
         options="".join(f", {name}={value!r}" for name, value in decoding.items()),
         flags="".join(f" --{name} {value}" for name, value in decoding.items() if name in DECODING),
         rate=hertz(settings.fs),
@@ -154,6 +155,8 @@ def upload(layout: Layout) -> None:
     if (folder / ".git").exists():
         raise RecipeError(f"{folder} is a git clone, made by ESPnet's own asr.sh: push it with git, or move it away")
     unpack(layout.packed_model, folder)
+    card = folder / "README.md"  # says how to use the archive; on the hub it is the repository
+    card.write_text(card.read_text(encoding="utf-8").replace(layout.packed_model.name, repo), encoding="utf-8")
     if layout.settings.hf_dry_run:
         log(f"--hf_dry_run true: nothing is uploaded; {folder} is what {repo} would get")
         return
@@ -191,7 +194,12 @@ def _decoding_options(layout: Layout) -> dict[str, object]:
     settings = layout.settings
     command = ["--output_dir", "", "--data_path_and_name_and_type", "a,b,c", *settings.inference_args.split()]
     command += ["--config", settings.inference_config] if settings.inference_config else []
-    given = vars(get_parser().parse_args(command))
+    try:
+        given = vars(get_parser().parse_args(command))
+    except SystemExit:  # argparse has said why
+        raise RecipeError(
+            f"--inference_args {settings.inference_args} or --inference_config {settings.inference_config}: see above"
+        ) from None
     defaults = inspect.signature(Speech2Text).parameters.values()
     return {p.name: given[p.name] for p in defaults if p.name in given and given[p.name] != p.default}
 

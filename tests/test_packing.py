@@ -186,6 +186,7 @@ class Hub(ThreadingHTTPServer):
     """The few calls of the Hugging Face hub that an upload makes."""
 
     token = "hf_right"
+    request_queue_size = 64
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Calls)
@@ -197,6 +198,7 @@ class Hub(ThreadingHTTPServer):
 
 class Calls(BaseHTTPRequestHandler):
     server: Hub
+    protocol_version = "HTTP/1.1"  # a connection stays: one that is closed while the client sends fails an upload
 
     def do_POST(self):
         sent = self.body()

@@ -7,6 +7,7 @@ import torch
 from espnet2.asr.decoder import transformer_decoder
 from espnet2.legacy.nets.batch_beam_search import BatchBeamSearch
 from espnet2.legacy.nets.beam_search import BeamSearch
+from espnet2.legacy.nets.beam_search_partially_AR import PartiallyARBeamSearch
 from espnet2.legacy.nets.scorers.length_bonus import LengthBonus
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -291,6 +292,23 @@ def test_partially_autoregressive_scores_equal_all_at_once(kind, options):
     torch.testing.assert_close(scores, expected[torch.arange(3), lengths - 1], rtol=1e-4, atol=1e-5)
 
 
+def test_partially_autoregressive_search_finds_espnets_hypotheses():
+    x, found = torch.randn(12, D), []
+    for decoder in (build(), build(ESPNET)):
+        # One token more, the mask, as ESPnet's program has it.
+        kind = PartiallyARBeamSearch(
+            {"decoder": decoder}, {"decoder": 1.0}, 3, VOCABULARY + 1, VOCABULARY - 1, VOCABULARY - 1,
+            pre_beam_score_key="full",
+        )  # fmt: skip
+        kind.init_masks()
+        for primer, end in (([VOCABULARY - 1], 4), ([VOCABULARY - 1, 5], 7)):
+            kind.add_mask(primer, end)
+        with torch.no_grad():
+            found.append([(h.yseq.tolist(), float(h.score)) for h in kind(x, max_seq_len=6)])
+    assert [tokens for tokens, _ in found[0]] == [tokens for tokens, _ in found[1]] and found[0]
+    assert [score for _, score in found[0]] == pytest.approx([score for _, score in found[1]], rel=1e-5)
+
+
 @pytest.mark.parametrize(("kind", "options"), CHOICES)
 def test_gradient_checkpointing_changes_no_gradient(kind, options):
     grads = []
@@ -306,7 +324,15 @@ def test_gradient_checkpointing_changes_no_gradient(kind, options):
 WRONG = [
     ({"self_attention_layer_type": "linear"}, "self_attention_layer_type: 'linear' must be one of mha, gqa, mla"),
     ({"src_attention_layer_type": "mlaa"}, "src_attention_layer_type: 'mlaa'"),
-    ({"src_attention_layer_type": "gqa", "src_attention_conf": {"num_kv_heads": 3}}, r"num_kv_heads \(3\) must divide"),
+    (
+        {"src_attention_layer_type": "gqa", "src_attention_conf": {"num_kv_heads": 3}},
+        r"src_attention_conf: num_kv_heads \(3\) must divide",
+    ),
+    (
+        {"self_attention_layer_type": "mla", "self_attention_conf": {"rank": 3}},
+        "self_attention_conf: rank: 3 is not an option",
+    ),
+    ({"src_attention_layer_type": "mla", "src_attention_conf": 7}, "src_attention_conf: 7 must hold .*kv_lora_rank"),
     (
         {"self_attention_conf": {"kv_lora_rank": 3}},
         "self_attention_conf: .*: self_attention_layer_type: mha has no options",

@@ -1,6 +1,7 @@
 """What an attention is: `mha`, `gqa`, `mla` and `linear`, in plain PyTorch."""
 
 import inspect
+from collections.abc import Mapping
 
 from espnet_mla.attention.base import POSITIONS, Attention
 from espnet_mla.attention.cache import Cache, FrameCache, Past, RunningState
@@ -22,13 +23,21 @@ def attention_options(kind: str) -> dict[str, object]:
 
 
 def build_attention(
-    kind: str, conf: dict, *, d_model: int, num_heads: int, position: str, dropout_rate: float
+    kind: str,
+    conf: dict,
+    *,
+    d_model: int,
+    num_heads: int,
+    position: str,
+    dropout_rate: float,
+    key: str = "attention_conf",
 ) -> Attention:
     """Build one attention module.
 
     Args:
         kind: a key of `ATTENTIONS`.
         conf: options of that choice, see `attention_options`.
+        key: what a configuration calls `conf`, for messages.
         Others as in `Attention`.
 
     Raises:
@@ -37,13 +46,19 @@ def build_attention(
     if kind not in ATTENTIONS:
         raise ValueError(f"unknown attention {kind!r}: it must be one of {', '.join(ATTENTIONS)}")
     options = attention_options(kind)
-    for key, value in conf.items():
-        if key not in options:
-            valid = ", ".join(options) or "none at all"
-            raise ValueError(f"attention_conf: {key}: {value} is not an option of {kind}; its options: {valid}")
+    valid = ", ".join(options) or "none at all"
+    if not isinstance(conf, Mapping):
+        raise ValueError(f"{key}: {conf!r} must hold `option: value` lines; the options of {kind}: {valid}")
+    for name, value in conf.items():
+        if name not in options:
+            raise ValueError(f"{key}: {name}: {value} is not an option of {kind}; its options: {valid}")
         if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-            raise ValueError(f"attention_conf: {key}: {value!r} must be a whole number")
-    return ATTENTIONS[kind](d_model=d_model, num_heads=num_heads, position=position, dropout_rate=dropout_rate, **conf)
+            raise ValueError(f"{key}: {name}: {value!r} must be a whole number")
+    sizes = {"d_model": d_model, "num_heads": num_heads, "position": position, "dropout_rate": dropout_rate}
+    try:
+        return ATTENTIONS[kind](**sizes, **conf)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
 
 
 __all__ = [

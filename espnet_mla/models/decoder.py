@@ -131,6 +131,7 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
                     num_heads=conf["attention_heads"],
                     position="abs_pos",  # added to the tokens before the first layer
                     dropout_rate=conf[f"{part}_attention_dropout_rate"],
+                    key=f"{part}_attention_conf",
                 )
                 setattr(layer, slot, attention)
 

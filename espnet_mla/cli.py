@@ -18,8 +18,15 @@ def _transcribe(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _convert(arguments: list[str]) -> int:
+    from espnet_mla.convert.command import main
+
+    return main(arguments)
+
+
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "recipe": ("the stages of ESPnet's asr.sh; espnet-mla recipe --help lists its options", _recipe),
+    "convert": ("a trained MHA model made an MLA or GQA one, without training", _convert),
     "transcribe": ("the text of audio files", _transcribe),
 }
 """Name -> what it does, and the function that takes its arguments and returns the exit status."""

@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,36 @@ def from_pretrained(
     source: str | os.PathLike[str], *, inference_asr_model: str = "valid.acc.ave.pth", **options: object
 ) -> "Speech2Text":
     """Load a trained model with the plugin registered; see `espnet_mla.from_pretrained`."""
+    root, files = locate(source, inference_asr_model)
+    espnet_mla.register()
+    from espnet2.bin.asr_inference import Speech2Text
+    from espnet2.torch_utils.safe_torch_load import UnsafeLoadRefusedError
+
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in [name for name in files if name.endswith("_config")]:
+            config = mapping(files[name])
+            files[name] = Path(scratch) / f"{name}.yaml"
+            files[name].write_text(yaml.safe_dump(with_files(config, root)), encoding="utf-8")
+        try:
+            return Speech2Text(**files, **options)
+        except (FileNotFoundError, UnsafeLoadRefusedError) as error:
+            why = str(error).splitlines()[0]
+            raise RecipeError(f"{source} cannot be loaded: {why}; an experiment needs its recipe's folder") from error
+
+
+def locate(source: str | os.PathLike[str], inference_asr_model: str) -> tuple[Path, dict[str, Path]]:
+    """Where the files of a trained model lie.
+
+    Args:
+        source, inference_asr_model: as `espnet_mla.from_pretrained` takes them.
+
+    Returns:
+        The folder that the paths in its configuration start from, and the files, under the names of Speech2Text's
+        arguments.
+
+    Raises:
+        RecipeError: as `espnet_mla.from_pretrained`.
+    """
     place = Path(source).expanduser()
     folder = Path(os.path.abspath(place if place.exists() else _downloaded(str(source))))
     if folder.is_file():
@@ -41,28 +72,14 @@ def from_pretrained(
         _check_version(folder, source)
         root, files = folder, _packed_files(folder, source)
     elif (folder / "config.yaml").is_file():
-        root = _recipe_folder(folder)
+        root = recipe_folder(folder / "config.yaml")
         files = {"asr_train_config": folder / "config.yaml", "asr_model_file": folder / inference_asr_model}
     else:
         raise RecipeError(f"{source} holds neither meta.yaml nor config.yaml: {_VALID}")
     for path in files.values():
         if not path.is_file():
             raise RecipeError(f"{source} lacks {os.path.relpath(path, folder)}{_other_models(folder)}")
-
-    espnet_mla.register()
-    from espnet2.bin.asr_inference import Speech2Text
-    from espnet2.torch_utils.safe_torch_load import UnsafeLoadRefusedError
-
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in [name for name in files if name.endswith("_config")]:
-            config = _mapping(files[name])
-            files[name] = Path(scratch) / f"{name}.yaml"
-            files[name].write_text(yaml.safe_dump(_with_absolute_paths(config, root)), encoding="utf-8")
-        try:
-            return Speech2Text(**files, **options)
-        except (FileNotFoundError, UnsafeLoadRefusedError) as error:
-            why = str(error).splitlines()[0]
-            raise RecipeError(f"{source} cannot be loaded: {why}; an experiment needs its recipe's folder") from error
+    return root, files
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -117,27 +134,31 @@ def _check_version(folder: Path, source: str | os.PathLike[str]) -> None:
     path = folder / VERSION_FILE
     if not path.is_file():  # an archive that ESPnet's own recipes have packed
         return
-    needed, there = _mapping(path)["version"], espnet_mla.__version__
+    needed, there = mapping(path)["version"], espnet_mla.__version__
     if Version(needed) > Version(there):
         raise RecipeError(f"{source} needs espnet_mla {needed} or newer, which packed it; installed is {there}")
 
 
 def _packed_files(folder: Path, source: str | os.PathLike[str]) -> dict[str, Path]:
     """What meta.yaml names, under the names of Speech2Text's arguments."""
-    meta = _mapping(folder / "meta.yaml")
+    meta = mapping(folder / "meta.yaml")
     named = {**meta.get("yaml_files", {}), **meta.get("files", {})}
     if not {"asr_train_config", "asr_model_file"} <= set(named):
         raise RecipeError(f"{source} holds no speech recogniser: its meta.yaml names only {', '.join(named)}")
     return {name: folder / path for name, path in named.items()}
 
 
-def _recipe_folder(experiment: Path) -> Path:
+def recipe_folder(config: Path) -> Path:
     """The folder that the paths in an experiment's config.yaml start from: that of the recipe, above the experiment."""
-    output_dir = _mapping(experiment / "config.yaml").get("output_dir", "")
+    experiment = Path(os.path.abspath(config)).parent
+    output_dir = Path(mapping(config).get("output_dir") or "")
+    if output_dir.is_absolute():
+        return Path.cwd()
     return next((above for above in experiment.parents if above / output_dir == experiment), Path.cwd())
 
 
-def _mapping(path: Path) -> dict:
+def mapping(path: Path) -> dict:
+    """What a YAML file of `key: value` lines holds."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise RecipeError(f"{path} must hold `key: value` lines")
@@ -149,16 +170,16 @@ def _other_models(folder: Path) -> str:
     return f"; inference_asr_model may be {', '.join(models)}" if models else ""
 
 
-def _with_absolute_paths(value: object, root: Path) -> object:
-    """A configuration in which every file below `root` is named by its whole path.
+def with_files(value: object, root: Path, named: Callable[[Path], str] = str) -> object:
+    """A configuration in which every file below `root` has another name: its whole path, or what `named` makes of that.
 
     A list of tokens stays as it is: a token may be spelt like a file.
     """
     if isinstance(value, dict):
         kept = {key for key in value if key == "token_list" and isinstance(value[key], list)}
-        return {key: item if key in kept else _with_absolute_paths(item, root) for key, item in value.items()}
+        return {key: item if key in kept else with_files(item, root, named) for key, item in value.items()}
     if isinstance(value, list):
-        return [_with_absolute_paths(item, root) for item in value]
+        return [with_files(item, root, named) for item in value]
     if isinstance(value, str) and os.path.isfile(root / value):
-        return str(root / value)
+        return named(root / value)
     return value

@@ -52,13 +52,39 @@ def build_attention(
     for name, value in conf.items():
         if name not in options:
             raise ValueError(f"{key}: {name}: {value} is not an option of {kind}; its options: {valid}")
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        if isinstance(options[name], bool):
+            if not isinstance(value, bool):
+                raise ValueError(f"{key}: {name}: {value!r} must be true or false")
+        elif value is not None and (not isinstance(value, int) or isinstance(value, bool)):
             raise ValueError(f"{key}: {name}: {value!r} must be a whole number")
     sizes = {"d_model": d_model, "num_heads": num_heads, "position": position, "dropout_rate": dropout_rate}
     try:
         return ATTENTIONS[kind](**sizes, **conf)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
+
+
+def build_attentions(kind: str, conf: dict, layers: int, *, key: str = "attention_conf", **shared) -> list[Attention]:
+    """Build the attention modules of all layers.
+
+    Args:
+        conf: as in `build_attention`, but a list has one value for each layer.
+        layers: how many.
+        key, shared: as in `build_attention`.
+
+    Raises:
+        ValueError: as `build_attention`, or a list has another length.
+    """
+    lists = (
+        {name: value for name, value in conf.items() if isinstance(value, list)} if isinstance(conf, Mapping) else {}
+    )
+    for name, values in lists.items():
+        if len(values) != layers:
+            raise ValueError(f"{key}: {name}: {values} has {len(values)} values, but there are {layers} layers")
+    return [
+        build_attention(kind, conf | {name: values[layer] for name, values in lists.items()}, key=key, **shared)
+        for layer in range(layers)
+    ]
 
 
 __all__ = [
@@ -71,4 +97,5 @@ __all__ = [
     "RunningState",
     "attention_options",
     "build_attention",
+    "build_attentions",
 ]

@@ -18,8 +18,8 @@ class MLA(SoftmaxAttention):
         score = (q_i . k_j + qr_i . kr_j) / sqrt(qk_nope_head_dim + qk_rope_head_dim)                  (eq. 18)
 
     With relative positions the score is that of `SoftmaxAttention`, its key k_j carrying no position, so nothing but
-    c_j is kept. The paper normalises c_j (RMSNorm); here it stays as it is, so that an MHA layer becomes this one
-    exactly by factorising [W_k; W_v].
+    c_j is kept. The paper normalises c_j (RMSNorm, with `kv_norm`); by default it stays as it is, so that an MHA layer
+    becomes this one exactly by factorising [W_k; W_v].
 
     Both ways to compute it are here, and agree to rounding: expanded makes k and v and attends to them; absorbed carries
     the query into the latent space, q_i W_uk, and applies W_uv to the weighted sum of latents (the paper's section
@@ -31,6 +31,7 @@ class MLA(SoftmaxAttention):
         qk_nope_head_dim: size of a head's q and k without position; default d_head, less qk_rope_head_dim with rope.
         qk_rope_head_dim: with rope, the size of kr_j; default d_head / 2.
         v_head_dim: size of a head's v; default d_head.
+        kv_norm: normalise c_j before it is kept.
         Others as in `Attention`.
 
     Raises:
@@ -45,6 +46,7 @@ class MLA(SoftmaxAttention):
         qk_nope_head_dim: int | None = None,
         qk_rope_head_dim: int | None = None,
         v_head_dim: int | None = None,
+        kv_norm: bool = False,
         **sizes,
     ):
         super().__init__(**sizes)
@@ -65,6 +67,7 @@ class MLA(SoftmaxAttention):
             self.linear_q_down = nn.Linear(self.d_model, q_lora_rank, bias=False)
         self.linear_q = nn.Linear(q_lora_rank or self.d_model, d_query)
         self.linear_kv_down = nn.Linear(self.d_model, kv_lora_rank, bias=False)
+        self.kv_norm = nn.RMSNorm(kv_lora_rank, eps=1e-6) if kv_norm else nn.Identity()
         # No biases: k's adds the same to every score of a row, v's is the same as one of linear_out.
         self.linear_k_up = nn.Linear(kv_lora_rank, self.num_heads * self.qk_nope_head_dim, bias=False)
         self.linear_v_up = nn.Linear(kv_lora_rank, self.num_heads * self.v_head_dim, bias=False)
@@ -88,7 +91,7 @@ class MLA(SoftmaxAttention):
             raise ValueError(f"qk_rope_head_dim ({self.qk_rope_head_dim}) must be even and positive")
 
     def project_kv(self, x: Tensor, mask: Tensor | None = None) -> FrameCache:
-        latent = self.linear_kv_down(x)
+        latent = self.kv_norm(self.linear_kv_down(x))
         if self.position == "rope":
             return FrameCache((latent, self.linear_k_rope(x)))
         return FrameCache((latent,))

@@ -14,7 +14,7 @@ from espnet2.asr.decoder import transformer_decoder
 from espnet2.legacy.nets.pytorch_backend.transformer.attention import MultiHeadedAttention
 from torch import Tensor
 
-from espnet_mla.attention import FrameCache, Past, build_attention
+from espnet_mla.attention import FrameCache, Past, build_attentions
 from espnet_mla.attention.base import attend_to_kept, keeps
 from espnet_mla.attention.softmax import softmax_attention
 from espnet_mla.models.signature import extended
@@ -120,19 +120,21 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         for part, slot in (("self", "self_attn"), ("src", "src_attn")):
             kind, options = new[f"{part}_attention_layer_type"], new[f"{part}_attention_conf"] or {}
             _check(part, kind, options, conf["qk_norm"])
-            for layer in self.decoders:
-                if kind == "mha":
+            if kind == "mha":
+                for layer in self.decoders:
                     getattr(layer, slot).__class__ = KeepingAttention
-                    continue
-                attention = build_attention(
-                    kind,
-                    options,
-                    d_model=conf["encoder_output_size"],
-                    num_heads=conf["attention_heads"],
-                    position="abs_pos",  # added to the tokens before the first layer
-                    dropout_rate=conf[f"{part}_attention_dropout_rate"],
-                    key=f"{part}_attention_conf",
-                )
+                continue
+            attentions = build_attentions(
+                kind,
+                options,
+                len(self.decoders),
+                d_model=conf["encoder_output_size"],
+                num_heads=conf["attention_heads"],
+                position="abs_pos",  # added to the tokens before the first layer
+                dropout_rate=conf[f"{part}_attention_dropout_rate"],
+                key=f"{part}_attention_conf",
+            )
+            for layer, attention in zip(self.decoders, attentions, strict=True):
                 setattr(layer, slot, attention)
 
     def batch_init_state(self, x: Tensor, xs_lengths: Tensor | None = None) -> DecodingState:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from espnet2.asr.encoder import branchformer_encoder, conformer_encoder, e_branchformer_encoder, transformer_encoder
 from torch import Tensor, nn
 
-from espnet_mla.attention import ATTENTIONS, POSITIONS, build_attention
+from espnet_mla.attention import ATTENTIONS, POSITIONS, build_attentions
 from espnet_mla.models.signature import extended
 
 # What ESPnet has to be told so that its network fits our attention in everything else. A rotary position is the
@@ -74,17 +74,15 @@ class AttentionChoice:
 
         position = conf["pos_enc_layer_type"]
         self._check(conf, kind)
-        attentions = [
-            build_attention(
-                kind,
-                attention_conf,
-                d_model=conf["output_size"],
-                num_heads=conf["attention_heads"],
-                position=position,
-                dropout_rate=conf["attention_dropout_rate"],
-            )
-            for _ in range(conf["num_blocks"])
-        ]
+        attentions = build_attentions(
+            kind,
+            attention_conf,
+            conf["num_blocks"],
+            d_model=conf["output_size"],
+            num_heads=conf["attention_heads"],
+            position=position,
+            dropout_rate=conf["attention_dropout_rate"],
+        )
         relative = position == "rel_pos"
         conf |= {
             self.attention_key: "rel_selfattn" if relative else "selfattn",

@@ -56,6 +56,12 @@ Read off the caches that its own attention modules make, in float32. A frame is 
 {rows}
 """
 
+PARTS = {
+    "encoder": "encoder (a frame)",
+    "decoder_self": "decoder, to itself (a token)",
+    "decoder_src": "decoder, to the encoder (a frame)",
+}
+
 
 def pack(layout: Layout) -> None:
     """Stage 14: write `layout.packed_model`, with the files that ESPnet's asr.sh packs under the names it gives them.
@@ -206,41 +212,25 @@ def _decoding_options(layout: Layout) -> dict[str, object]:
 
 def _kept(layout: Layout) -> str:
     """The section of the card on what the attentions keep of the past; nothing where none keeps anything."""
-    import torch
     from espnet2.tasks.asr import ASRTask
 
-    from espnet_mla.attention import Attention
-    from espnet_mla.models.decoder import KeepingAttention
+    from espnet_mla.measure import figures
 
     espnet_mla.register()
     model, _ = ASRTask.build_model_from_file(layout.asr_exp / "config.yaml", layout.asr_model, "cpu")
-    model.eval()
-    parts: dict[str, list[Attention | KeepingAttention]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, Attention | KeepingAttention):
-            parts.setdefault(_part(name), []).append(module)
-    if not parts:
+    found = figures.kept(model.eval())
+    if not found:
         return ""
-
-    def frames(seconds: int) -> int:
-        samples = torch.zeros(1, seconds * hertz(layout.settings.fs))
-        _, lengths = model.encode(samples, torch.tensor([samples.shape[1]]))
-        return int(lengths[0])
-
+    rate = figures.frame_rate(model, hertz(layout.settings.fs))
     rows = []
-    with torch.inference_mode():
-        rate = (frames(11) - frames(1)) / 10  # the difference, because the ends of an utterance lose some
-        for part, attentions in parts.items():
-            caches = [attention.project_kv(torch.zeros(1, 1, attention.d_model)) for attention in attentions]
-            one, per_frame = caches[0], sum(cache.nbytes_per_frame for cache in caches)
-            a_layer = f"{one.nbytes_per_frame:,}" if per_frame else f"0; a state of fixed size, {one.nbytes:,}"
-            a_second = f"{round(per_frame * rate):,}" if part.endswith("(a frame)") else "as many as it has tokens"
-            rows.append(f"| {part} | `{attentions[0].name}` | {len(attentions)} | {a_layer} | {a_second} |")
+    for part, kept in found.items():
+        per_frame = sum(kept.bytes_per_frame)
+        a_layer = _range(kept.bytes_per_frame) if per_frame else f"0; a state of fixed size, {_range(kept.fixed_bytes)}"
+        a_second = "as many as it has tokens" if part == "decoder_self" else f"{round(per_frame * rate):,}"
+        rows.append(f"| {PARTS[part]} | `{kept.attention}` | {len(kept.bytes_per_frame)} | {a_layer} | {a_second} |")
     return KEPT.format(rate=rate, rows="\n".join(rows))
 
 
-def _part(name: str) -> str:
-    """Which attention a module of the model is, and what it keeps its past by."""
-    if name.startswith("encoder."):
-        return "encoder (a frame)"
-    return "decoder, to the encoder (a frame)" if name.endswith("src_attn") else "decoder, to itself (a token)"
+def _range(sizes: list[int]) -> str:
+    least, most = min(sizes), max(sizes)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"

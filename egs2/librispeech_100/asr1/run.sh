@@ -60,6 +60,8 @@ case ${corpus} in
     mini)
         nbpe=${nbpe:-60}
         sets=(--test_sets "test_clean test_other")
+        # Everything lies below mini/, where the stages work: mini/exp/... is exp/... to them.
+        options=(${options[@]+"${options[@]#mini/}"})
         # The same configuration made small, for 26 minutes of clean speech on a CPU: fewer and narrower layers, half the
         # filters, more and shorter steps, and no SpecAugment, which this little speech can't afford.
         scale="--frontend_conf n_mels=40 --encoder_conf output_size=96 --encoder_conf num_blocks=4"
@@ -71,6 +73,11 @@ case ${corpus} in
         scale+=" --decoder_conf num_blocks=2 --decoder_conf linear_units=576 --specaug none"
         scale+=" --batch_bins 400000 --accum_grad 1 --num_workers 0 --max_epoch 12 --keep_nbest_models 3"
         scale+=" --optim_conf lr=0.003 --scheduler_conf warmup_steps=400"
+        case ${asr_config} in
+            mini/*)  # of a model that was trained here, so it is small already
+                scale=
+                asr_config=${asr_config#mini/} ;;
+        esac
         # The name of the experiment leaves the scaling out: everything under mini/ has it.
         tokens=${token_type}
         [ "${token_type}" != bpe ] || tokens+=${nbpe}

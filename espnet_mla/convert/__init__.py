@@ -1,0 +1,1 @@
+"""A trained model in, one with a smaller KV cache out: `espnet-mla convert`."""

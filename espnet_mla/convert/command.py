@@ -1,0 +1,196 @@
+"""espnet-mla convert: a trained MHA model becomes an MLA or GQA one, by factorisation."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from espnet_mla.recipe.files import RecipeError
+from espnet_mla.recipe.options import UsageError
+
+if TYPE_CHECKING:
+    from espnet_mla.convert.model import Wanted
+
+DESCRIPTION = """\
+Turn a trained ESPnet model with multi-head attention into one that keeps less of the past, without training: one latent
+for the keys and values of all heads (--attention mla), or fewer heads of keys and values (--attention gqa). What is left
+is the folder of an experiment, ready to be decoded with (its model is model.pth), to be scored by stage 12 and 13
+(--asr_exp FOLDER), and to be trained on by stage 11 (--asr_config FOLDER/finetune.yaml --pretrained_model
+FOLDER/model.pth).
+"""
+
+MODULES = ("encoder", "decoder_self", "decoder_src")
+METHODS = {"mla": ("split", "joint", "covariance", "attention"), "gqa": ("mean", "aligned")}
+METHOD_HELP = """\
+mla: attention (least error of what the attention puts out; the default with --calibration), covariance (of keys and
+values), joint (of the weights; the default without), split (of the weights of keys and of values apart). gqa: aligned (heads
+are turned until they agree, then pooled; the default with --calibration), mean (pooled as they are; the default without)
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Convert, and return the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        wanted = _wanted(options)
+        _convert(options, wanted)
+    except UsageError as error:
+        parser.error(str(error))
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _convert(options: argparse.Namespace, wanted: "Wanted") -> None:
+    # Imported here because --help and a wrong option are answered at once.
+    from espnet_mla import register
+    from espnet_mla.convert import experiment
+    from espnet_mla.convert.model import convert
+    from espnet_mla.measure import figures
+    from espnet_mla.recipe.options import hertz
+    from espnet_mla.recipe.report import log
+
+    began = time.monotonic()
+    place = Path(options.output_dir)
+    experiment.check_free(place, options.overwrite)
+    register()
+    source = _source(options)
+    result = convert(source, wanted)
+    rate = hertz(str((source.config.get("frontend_conf") or {}).get("fs", 16000)))
+    with experiment.leaving(place, options.overwrite) as folder:
+        experiment.write(folder, place, source, result.config, result.model.state_dict())
+        record = {
+            "converted_from": {"config": str(source.config_file), "model": str(source.model_file)},
+            **result.record,
+        }
+        (folder / experiment.CONVERSION).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        figures.write(folder, figures.of_model(result.model, rate))
+    print(result.table())
+    log(f"{place} is complete: {place / experiment.MODEL} ({time.monotonic() - began:.0f} seconds)")
+
+
+def _source(options: argparse.Namespace):
+    from espnet_mla.convert import experiment
+    from espnet_mla.pretrained import locate
+
+    if options.model_tag:
+        root, files = locate(options.model_tag, experiment.LINK)
+        return experiment.packed_source(root, files)
+    config = Path(options.asr_train_config or Path(options.asr_model_file).parent / "config.yaml")
+    return experiment.source(config, Path(options.asr_model_file))
+
+
+def _wanted(options: argparse.Namespace) -> "Wanted":
+    """The options, checked as far as the model need not be known.
+
+    Raises:
+        UsageError: an option that does not go with the others.
+    """
+    if bool(options.model_tag) == bool(options.asr_model_file):
+        raise UsageError("either --asr_model_file (with --asr_train_config) or --model_tag is needed")
+    if options.model_tag and options.asr_train_config:
+        raise UsageError("--asr_train_config goes with --asr_model_file: --model_tag brings its own configuration")
+    methods = METHODS[options.attention]
+    default = methods[-1] if options.calibration else {"mla": "joint", "gqa": "mean"}[options.attention]
+    method = options.method or default
+    if method not in methods:
+        raise UsageError(f"--method {method}: --attention {options.attention} has {', '.join(methods)}")
+    if method in ("covariance", "attention", "aligned") and not options.calibration:
+        raise UsageError(f"--method {method} needs --calibration, the wav.scp of some speech")
+    if options.calibration_utterances < 1:
+        raise UsageError(f"--calibration_utterances {options.calibration_utterances}: at least 1 is needed")
+    modules = options.modules.split(",")
+    if unknown := [name for name in modules if name not in MODULES]:
+        raise UsageError(f"--modules {options.modules}: {unknown[0]!r} is unknown; valid are {', '.join(MODULES)}")
+    for name in ("kv_lora_rank", "kv_budget", "num_kv_heads"):
+        if getattr(options, name) is not None and (name == "num_kv_heads") != (options.attention == "gqa"):
+            raise UsageError(f"--{name}: --attention {options.attention} has no such option")
+    sizes = None
+    if options.attention == "gqa":
+        sizes = _numbers("num_kv_heads", options.num_kv_heads or "1")
+    elif (options.kv_lora_rank is None) == (options.kv_budget is None):
+        raise UsageError("--attention mla needs either --kv_lora_rank or --kv_budget")
+    elif options.kv_lora_rank is not None:
+        sizes = _numbers("kv_lora_rank", options.kv_lora_rank)
+    elif not 0 < options.kv_budget <= 0.5:
+        raise UsageError(
+            f"--kv_budget {options.kv_budget}: more than 0 and at most 0.5, which is what an exact conversion keeps"
+        )
+    from espnet_mla.convert.wanted import Wanted
+
+    return Wanted(
+        attention=options.attention,
+        method=method,
+        modules=tuple(dict.fromkeys(modules)),
+        sizes=sizes,
+        kv_budget=options.kv_budget,
+        calibration=Path(options.calibration) if options.calibration else None,
+        utterances=options.calibration_utterances,
+    )
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.strip("[]").split(",")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1:
+        raise UsageError(
+            f"--{name} {text}: a whole number of at least 1, or a list of them, one for each layer: 64,48,48"
+        )
+    return numbers
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="espnet-mla convert", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    model = parser.add_argument_group("the trained model")
+    model.add_argument("--asr_model_file", metavar="FILE", help="its weights, as exp/A/valid.acc.ave.pth")
+    model.add_argument(
+        "--asr_train_config", metavar="FILE", help="its configuration (default: config.yaml beside the weights)"
+    )
+    model.add_argument(
+        "--model_tag",
+        metavar="MODEL",
+        help="in place of both: a folder, an archive (.zip), or owner/name on the Hugging Face hub",
+    )
+    what = parser.add_argument_group("what it becomes")
+    what.add_argument("--attention", choices=METHODS, default="mla", help="(default: %(default)s)")
+    what.add_argument(
+        "--kv_lora_rank", metavar="RANK", help="mla: size of the latent; a list has one for each layer: 64,48,48"
+    )
+    what.add_argument(
+        "--kv_budget", metavar="SHARE", type=float,
+        help="mla, in place of a rank: the share of the cache to keep, given to the layers as their spectra deserve",
+    )  # fmt: skip
+    what.add_argument("--num_kv_heads", metavar="HEADS", help="gqa: heads of keys and values (default: 1)")
+    what.add_argument(
+        "--modules",
+        metavar="PARTS",
+        default="encoder",
+        help=f"separated by commas, of {', '.join(MODULES)} (default: %(default)s)",
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument("--method", metavar="METHOD", help=METHOD_HELP)
+    how.add_argument(
+        "--calibration",
+        metavar="WAV_SCP",
+        help="speech to look at, as data/train_clean_100/wav.scp; for a decoder its text is read too",
+    )
+    how.add_argument(
+        "--calibration_utterances", metavar="N", type=int, default=200,
+        help="how many of them, at even distances over the file (default: %(default)s)",
+    )  # fmt: skip
+    to = parser.add_argument_group("where to")
+    to.add_argument("--output_dir", metavar="FOLDER", required=True, help="as exp/A_mla64; it must not exist")
+    to.add_argument("--overwrite", action="store_true", help="replace it, if it was left by an earlier conversion")
+    return parser

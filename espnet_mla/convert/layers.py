@@ -1,0 +1,169 @@
+"""The attentions of a model that can be converted, and what becomes of their parameters."""
+
+from dataclasses import dataclass
+
+import torch
+from espnet2.legacy.nets.pytorch_backend.transformer.attention import (
+    LegacyRelPositionMultiHeadedAttention,
+    MultiHeadedAttention,
+    RelPositionMultiHeadedAttention,
+)
+from torch import Tensor, nn
+
+from espnet_mla.attention import Attention
+from espnet_mla.attention.gqa import MHA
+from espnet_mla.convert.factors import Factors, Weights
+from espnet_mla.convert.heads import Pooled
+from espnet_mla.models.decoder import KeepingAttention, TransformerDecoder
+from espnet_mla.models.encoders import ENCODERS, AttentionChoice
+from espnet_mla.recipe.files import RecipeError
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a model, by the name that --modules gives it, and the keys of its choice in a configuration."""
+
+    name: str
+    conf: str
+    kind: str
+    options: str
+
+
+def parts(model: nn.Module, names: list[str], config: dict) -> dict[Part, dict[str, nn.Module]]:
+    """The parts of these names, each with its attentions: name of the module -> module, a layer each.
+
+    Raises:
+        RecipeError: a part can't be converted; the message says why.
+    """
+    return {part: attentions for part, attentions in (_PARTS[name](model, config) for name in names)}
+
+
+def _encoder(model: nn.Module, config: dict) -> tuple[Part, dict[str, nn.Module]]:
+    encoder = model.encoder
+    if not isinstance(encoder, AttentionChoice):
+        raise RecipeError(f"encoder: {config['encoder']} can't be converted; what can is {', '.join(ENCODERS)}")
+    part = Part("encoder", "encoder_conf", encoder.attention_key, "attention_conf")
+    found = {}
+    for number, layer in enumerate(encoder.encoders):
+        slot = "self_attn" if hasattr(layer, "self_attn") else "attn"
+        found[f"encoder.encoders.{number}.{slot}"] = getattr(layer, slot)
+    if None in found.values():
+        raise RecipeError("encoder_conf: use_attn: false: this Branchformer has no attention to convert")
+    for attention in found.values():
+        _check(attention, f"encoder_conf: {part.kind}")
+    return part, found
+
+
+def _decoder(slot: str, model: nn.Module, config: dict) -> tuple[Part, dict[str, nn.Module]]:
+    which = slot.removesuffix("_attn")
+    part = Part(f"decoder_{which}", "decoder_conf", f"{which}_attention_layer_type", f"{which}_attention_conf")
+    if not isinstance(model.decoder, TransformerDecoder):
+        raise RecipeError(f"decoder: {config.get('decoder')} can't be converted; what can is transformer")
+    found = {f"decoder.decoders.{n}.{slot}": getattr(layer, slot) for n, layer in enumerate(model.decoder.decoders)}
+    for attention in found.values():
+        _check(attention, f"decoder_conf: {part.kind}")
+    return part, found
+
+
+_PARTS = {
+    "encoder": _encoder,
+    "decoder_self": lambda model, config: _decoder("self_attn", model, config),
+    "decoder_src": lambda model, config: _decoder("src_attn", model, config),
+}
+
+
+def _check(attention: nn.Module, key: str) -> None:
+    """Refuse an attention that is not multi-head attention as `factors` understands it."""
+    if isinstance(attention, LegacyRelPositionMultiHeadedAttention):
+        raise RecipeError(
+            f"{key}: legacy_rel_selfattn (rel_pos_type: legacy) can't be converted: it scores a frame that comes after the "
+            "query by the position of another frame, which none of the attentions here computes. A model trained with "
+            "rel_pos_type: latest can be"
+        )
+    if isinstance(attention, Attention) and type(attention) is not MHA:
+        raise RecipeError(f"{key}: {attention.name} can't be converted; what can is selfattn, rel_selfattn and mha")
+    if not isinstance(attention, MHA | KeepingAttention) and type(attention) not in (
+        MultiHeadedAttention, RelPositionMultiHeadedAttention,
+    ):  # fmt: skip
+        raise RecipeError(
+            f"{key}: {type(attention).__name__} can't be converted; what can is selfattn, rel_selfattn and mha"
+        )
+    if getattr(attention, "position", None) == "rope":
+        raise RecipeError(
+            f"{key}: mha with pos_enc_layer_type: rope can't be converted: its keys carry their positions"
+        )
+    if not isinstance(getattr(attention, "k_norm", None) or nn.Identity(), nn.Identity):
+        raise RecipeError(f"{key}: qk_norm: true can't be converted: normalised keys are no linear map of the frames")
+    if getattr(attention, "zero_triu", False):
+        raise RecipeError(f"{key}: zero_triu: true can't be converted: none of the attentions here has it")
+
+
+def heads_of(attention: nn.Module) -> int:
+    """The number of heads, which ESPnet and we name differently."""
+    return attention.num_heads if isinstance(attention, Attention) else attention.h
+
+
+def weights_of(attention: nn.Module) -> Weights:
+    """What `factors` starts from."""
+    heads = heads_of(attention)
+    k, v = (
+        layer.weight.detach().double().unflatten(0, (heads, -1)) for layer in (attention.linear_k, attention.linear_v)
+    )
+    out = attention.linear_out.weight.detach().double().unflatten(1, (heads, -1)).transpose(0, 1)
+    return Weights(k, v, out)
+
+
+def as_mla(attention: nn.Module, factors: Factors) -> dict[str, Tensor]:
+    """The parameters of the `mla` that takes the place of `attention`.
+
+    The bias of linear_k adds the same to every score of a row, which softmax removes; that of linear_v comes out as it is,
+    and goes into the bias of linear_out.
+    """
+    state = _kept(attention, "linear_q", "linear_out", "linear_pos", "pos_bias_u", "pos_bias_v")
+    state["linear_kv_down.weight"] = factors.down
+    state["linear_k_up.weight"] = factors.k_up
+    state["linear_v_up.weight"] = factors.v_up
+    state["linear_out.bias"] = _out_bias(attention, factors.v_shift)
+    return _cast(state, attention)
+
+
+def as_gqa(attention: nn.Module, pooled: Pooled) -> dict[str, Tensor]:
+    """The parameters of the `gqa` that takes the place of `attention`: queries, positions and output turned with the heads."""
+    heads = heads_of(attention)
+
+    def turned(x: Tensor) -> Tensor:  # (h d_head, ...) of each head
+        x = x.detach().double().reshape(heads, pooled.k_turn.shape[1], -1)
+        return (pooled.k_turn @ x).flatten(0, 1)
+
+    state = {
+        "linear_q.weight": turned(attention.linear_q.weight),
+        "linear_q.bias": turned(attention.linear_q.bias)[:, 0],
+    }
+    if hasattr(attention, "linear_pos"):
+        state["linear_pos.weight"] = turned(attention.linear_pos.weight)
+        for name in ("pos_bias_u", "pos_bias_v"):
+            state[name] = turned(getattr(attention, name)).view(heads, -1)
+    state["linear_k.weight"], state["linear_v.weight"] = pooled.k.flatten(0, 1), pooled.v.flatten(0, 1)
+    for name in ("linear_k", "linear_v"):
+        state[f"{name}.bias"] = torch.zeros(len(state[f"{name}.weight"]))
+    out = weights_of(attention).out @ pooled.v_turn.transpose(1, 2)  # (h, d_out, d_head)
+    state["linear_out.weight"] = out.transpose(0, 1).flatten(1)
+    state["linear_out.bias"] = _out_bias(attention, pooled.v_shift)
+    return _cast(state, attention)
+
+
+def _kept(attention: nn.Module, *names: str) -> dict[str, Tensor]:
+    return {key: value for key, value in attention.state_dict().items() if key.split(".")[0] in names}
+
+
+def _out_bias(attention: nn.Module, shift: Tensor) -> Tensor:
+    """The bias of linear_out that makes up for the bias of linear_v, and for `shift`."""
+    weight, bias = (
+        parameter.detach().double() for parameter in (attention.linear_out.weight, attention.linear_out.bias)
+    )
+    return bias + weight @ (attention.linear_v.bias.detach().double() + shift)
+
+
+def _cast(state: dict[str, Tensor], attention: nn.Module) -> dict[str, Tensor]:
+    dtype = attention.linear_out.weight.dtype
+    return {key: value.to(dtype).contiguous() for key, value in state.items()}

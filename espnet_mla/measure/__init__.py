@@ -1,0 +1,1 @@
+"""What a model costs: its figures, measured, and from what."""

@@ -1,0 +1,313 @@
+"""What a conversion costs: WER by method and share of the cache kept, before and after fine-tuning; and its time.
+
+    python benchmarks/conversion.py wer                    # trains on the mini corpus what is not trained yet, see below
+    python benchmarks/conversion.py wer --table            # only prints what was measured so far
+    python benchmarks/conversion.py speech FOLDER          # a recipe's folder with a trained model of real speech
+    python benchmarks/conversion.py time                   # 12 blocks of 256, 200 utterances of 12.7 s
+
+`wer` trains conf/conformer_mha.yaml and conf/branchformer_mha.yaml on the mini corpus with three seeds each (stage 11, its
+own settings), converts each model by every method with 200 utterances of its training set, and decodes as stage 12 does:
+test_clean and test_other (591 words), and 800 further sentences of the same grammar that are in no other set, half of them
+by the voices of training and half by the others (3,959 words). What is measured is kept in mini/exp/conversion/ and not
+measured again.
+"""
+
+import argparse
+import contextlib
+import glob
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+import yaml
+from rapidfuzz.distance import Levenshtein
+
+import espnet_mla
+from espnet_mla.recipe import mini
+from espnet_mla.recipe.files import read_table, write_text
+
+ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "egs2" / "librispeech_100" / "asr1"
+CONFS, SEEDS = ("conformer_mha", "branchformer_mha"), (2022, 2023, 2024)
+KEPT = {"12.5 %": 0.125, "7.8 %": 0.078125, "6.25 %": 0.0625, "3.1 %": 0.03125}
+METHODS = ("split", "joint", "covariance", "attention")
+FURTHER = 400  # sentences by each kind of voices
+D_MODEL = 96
+SETS = ("test_clean", "test_other")
+
+Utterances = list[tuple[np.ndarray, list[str]]]
+
+
+def conversions() -> dict[str, tuple[str, ...]]:
+    """Name -> options of espnet-mla convert."""
+    found = {"attention 50 %": ("--kv_lora_rank", str(D_MODEL))}
+    for label, kept in KEPT.items():
+        rank = str(round(2 * D_MODEL * kept))
+        found |= {f"{method} {label}": ("--kv_lora_rank", rank, "--method", method) for method in METHODS}
+        found[f"attention, by layer {label}"] = ("--kv_budget", str(kept))
+    for method in ("mean", "aligned"):
+        found[f"gqa {method} 25 %"] = ("--attention", "gqa", "--num_kv_heads", "1", "--method", method)
+    return found
+
+
+TUNED = ("attention 6.25 %", "attention 3.1 %", "gqa aligned 25 %")
+
+
+def trained(recipe: Path, conf: str, seed: int) -> Path:
+    """The experiment of a model; it is trained where it is not there."""
+    folder = recipe / "mini" / "exp" / f"asr_{conf}_raw_en_bpe60_seed{seed}"
+    if not (folder / "valid.acc.ave.pth").exists():
+        first = "11" if (recipe / "mini/exp/asr_stats_raw_en_bpe60/train/feats_stats.npz").exists() else "1"
+        stages = ("--stage", first, "--stop_stage", "11")
+        run(recipe, "--asr_config", f"conf/{conf}.yaml", "--asr_args", f"--seed {seed}", *stages)
+    return folder
+
+
+def run(recipe: Path, *options: str) -> None:
+    """Some stages on the mini corpus."""
+    environment = {key: value for key, value in os.environ.items() if key != "ESPNET_ROOT"}
+    done = subprocess.run(
+        ["./run.sh", "--corpus", "mini", *options], cwd=recipe, env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(done.stdout + done.stderr)
+
+
+def test_sets(recipe: Path) -> dict[str, Utterances]:
+    """Name -> samples and words of each utterance."""
+    data = {}
+    for name in SETS:
+        texts, folder = read_table(recipe / f"mini/dump/raw/{name}/text"), recipe / f"mini/dump/raw/{name}"
+        entries = read_table(folder / "wav.scp")
+        data[name] = [(soundfile.read(entries[key], dtype="float32")[0], texts[key].split()) for key in entries]
+    known = {text for path in (recipe / "mini/data").glob("*/text") for text in read_table(path).values()}
+    for name, part in (("further_clean", "test-clean"), ("further_other", "test-other")):
+        further: Utterances = []
+        for path in sorted(glob.glob(str(recipe / f"mini/further/LibriSpeech/{part}/*/*/*.trans.txt"))):
+            for key, text in read_table(path).items():
+                if text not in known and len(further) < FURTHER:
+                    samples = soundfile.read(Path(path).parent / f"{key}.flac", dtype="float32")[0]
+                    further.append((samples, text.split()))
+        data[name] = further
+    return data
+
+
+def decoded(folder: Path, data: dict[str, Utterances]) -> dict[str, list[int]]:
+    """Of each set the wrong words and all words, decoded as stage 12 does on the mini corpus."""
+    options = yaml.safe_load((ROOT / "conf/decode_asr.yaml").read_text()) | {"beam_size": 5}
+    speech2text = espnet_mla.from_pretrained(folder, **options)
+    counts = {}
+    for name, utterances in data.items():
+        wrong = [Levenshtein.distance(words, speech2text(samples)[0][0].split()) for samples, words in utterances]
+        counts[name] = [sum(wrong), sum(len(words) for _, words in utterances)]
+    return counts
+
+
+def encoded(folder: Path, data: dict[str, Utterances]) -> list[torch.Tensor]:
+    """The encoder's output for the first set."""
+    model = espnet_mla.from_pretrained(folder, beam_size=1).asr_model
+    with torch.inference_mode():
+        return [
+            model.encode(torch.from_numpy(samples)[None], torch.tensor([len(samples)]))[0][0]
+            for samples, _ in data[SETS[0]]
+        ]
+
+
+def difference(these: list[torch.Tensor], those: list[torch.Tensor]) -> float:
+    """||these - those|| / ||those||."""
+    error = sum((a - b).square().sum() for a, b in zip(these, those, strict=True))
+    return float((error / sum(b.square().sum() for b in those)).sqrt())
+
+
+def measure(recipe: Path, conf: str, seed: int) -> None:
+    """All conversions of one model, on one core."""
+    torch.set_num_threads(1)
+    os.chdir(recipe)
+    source, data = trained(recipe, conf, seed), test_sets(recipe)
+    results = recipe / "mini/exp/conversion" / f"{conf}_{seed}.json"
+    measured = json.loads(results.read_text()) if results.exists() else {}
+    original = encoded(source, data)
+
+    def note(name: str, folder: Path) -> None:
+        if name not in measured:
+            record = folder / "conversion.json"
+            measured[name] = {"words": decoded(folder, data), "encoder": difference(encoded(folder, data), original)}
+            if record.exists():
+                layers = json.loads(record.read_text())["layers"]
+                measured[name]["layers"] = [layer["relative_error"] for layer in layers]
+                measured[name]["sizes"] = [layer["size"] for layer in layers]
+            write_text(results, json.dumps(measured, indent=1))
+
+    note("mha", source)
+    for name, options in conversions().items():
+        if name in measured and (name not in TUNED or f"{name}, tuned" in measured):
+            continue
+        folder = recipe / "mini/exp/conversion" / f"{conf}_{seed}_{name}".replace(" ", "_")
+        convert(source, recipe / "mini/data/train_clean_100/wav.scp", folder, options)
+        note(name, folder)
+        if name in TUNED:
+            tuned = folder.with_name(folder.name + "_tuned")
+            relative = [str(path.relative_to(recipe)) for path in (folder, tuned)]
+            run(
+                recipe, "--stage", "11", "--stop_stage", "11", "--asr_config", f"{relative[0]}/finetune.yaml",
+                "--pretrained_model", f"{relative[0]}/model.pth", "--asr_exp", relative[1],
+            )  # fmt: skip
+            note(f"{name}, tuned", tuned)
+            shutil.rmtree(tuned)
+        shutil.rmtree(folder)
+
+
+def convert(source: Path, calibration: Path, folder: Path, options: tuple[str, ...]) -> None:
+    """espnet-mla convert, in this process."""
+    from espnet_mla.convert.command import main
+
+    command = ["--asr_model_file", str(source / "valid.acc.ave.pth"), "--calibration", str(calibration), *options]
+    with contextlib.redirect_stdout(None):
+        if main([*command, "--output_dir", str(folder), "--overwrite"]):
+            raise SystemExit(f"converting {source} failed")
+
+
+def further_sentences(recipe: Path) -> None:
+    """Speak more sentences than are needed: some of them are in the mini corpus."""
+    mini.synthesise(recipe / "mini/further", seed=1, sizes={"test-clean": 2 * FURTHER, "test-other": 2 * FURTHER})
+
+
+def wer(recipe: Path, table: bool) -> None:
+    """Measure what is missing, two models at a time, and print the tables."""
+    if not table:
+        for conf in CONFS:
+            for seed in SEEDS:
+                trained(recipe, conf, seed)
+        further_sentences(recipe)
+        jobs = [(recipe, conf, seed) for seed in SEEDS for conf in CONFS]
+        with ProcessPoolExecutor(2, max_tasks_per_child=1) as pool:
+            list(pool.map(measure, *zip(*jobs, strict=True)))
+    for conf in CONFS:
+        runs = [
+            json.loads(path.read_text()) for path in sorted((recipe / "mini/exp/conversion").glob(f"{conf}_*.json"))
+        ]
+        print(f"\n{conf}, {len(runs)} seeds\n")
+        print(
+            "| | WER, test sets | wrong words | WER, with the further sentences | wrong words | encoder output | attention output |"
+        )
+        print("| --- | --- | --- | --- | --- | --- | --- |")
+        for name in (name for name in runs[0] if all(name in run for run in runs)):
+            print("| " + " | ".join([name, *cells([run[name] for run in runs], [run["mha"] for run in runs])]) + " |")
+
+
+def cells(runs: list[dict], originals: list[dict]) -> Iterator[str]:
+    """A row of the table: WER in per cent, how much more than the original's, errors relative to the original's output."""
+    for sets in (SETS, tuple(runs[0]["words"])):
+        rates, counts = [], []
+        for measured in (runs, originals):
+            wrong = sum(run["words"][name][0] for run in measured for name in sets)
+            rates.append(100 * wrong / sum(run["words"][name][1] for run in measured for name in sets))
+            counts.append(wrong)
+        more = f" ({100 * (rates[0] / rates[1] - 1):+.1f} %)" if runs is not originals and rates[1] else ""
+        yield f"{rates[0]:.2f}{more}"
+        yield str(counts[0])
+    yield f"{np.mean([run['encoder'] for run in runs]):.3f}"
+    yield f"{np.mean([run['layers'] for run in runs]):.3f}" if "layers" in runs[0] else ""
+
+
+def speech(recipe: Path) -> None:
+    """Convert the experiments of a recipe's folder by every method and rank, and print WER and errors of each layer."""
+    os.chdir(recipe)
+    sources = [path.parent for path in sorted(recipe.glob("exp/asr_*_mha*/valid.acc.ave.pth"))]
+    for source in sources:
+        config = yaml.safe_load((source / "config.yaml").read_text())
+        d_model = config["encoder_conf"]["output_size"]
+        data = {}
+        for name in SETS:
+            entries, texts = (read_table(recipe / f"dump/raw/{name}/{table}") for table in ("wav.scp", "text"))
+            data[name] = [(soundfile.read(entries[key], dtype="float32")[0], texts[key].split()) for key in entries]
+        print(
+            f"\n{source.name}\n\n| | "
+            + " | ".join(f"WER {name}" for name in SETS)
+            + " | relative error of each layer |"
+        )
+        print("| --- | --- | --- | --- |")
+        row("mha", decoded(source, data), [])
+        for label, kept in KEPT.items():
+            for method in METHODS:
+                with tempfile.TemporaryDirectory(dir=recipe / "exp") as scratch:
+                    folder = Path(scratch) / "converted"
+                    options = ("--kv_lora_rank", str(round(2 * d_model * kept)), "--method", method)
+                    convert(source, recipe / "data/train_clean_100/wav.scp", folder, options)
+                    layers = json.loads((folder / "conversion.json").read_text())["layers"]
+                    row(f"{method} {label}", decoded(folder, data), [layer["relative_error"] for layer in layers])
+
+
+def row(name: str, words: dict[str, list[int]], errors: list[float]) -> None:
+    rates = [f"{100 * wrong / whole:.1f}" for wrong, whole in words.values()]
+    print("| " + " | ".join([name, *rates, " ".join(f"{error:.2f}" for error in errors)]) + " |", flush=True)
+
+
+def timed() -> None:
+    """Convert a model of 12 blocks of 256 with random weights, by the command, and print its time and peak memory."""
+    for conf in CONFS:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            command = [
+                sys.executable, "-m", "espnet_mla.run", "-m", "espnet2.bin.asr_train", "--dry_run", "true",
+                "--config", str(ROOT / f"conf/{conf}.yaml"), "--output_dir", "exp/A", "--token_type", "char",
+                "--token_list", "tokens.txt", "--use_amp", "false", "--normalize", "utterance_mvn",
+            ]  # fmt: skip
+            (folder / "tokens.txt").write_text("".join(f"{token}\n" for token in range(5000)))
+            subprocess.run(command, cwd=folder, check=True, capture_output=True)
+            with contextlib.chdir(folder):
+                espnet_mla.register()
+                from espnet2.tasks.asr import ASRTask
+
+                model, _ = ASRTask.build_model_from_file("exp/A/config.yaml")
+                torch.save(model.state_dict(), "exp/A/valid.acc.ave.pth")
+            noise = np.random.default_rng(0)
+            for number in range(200):
+                soundfile.write(folder / f"{number}.flac", noise.uniform(-0.3, 0.3, int(12.7 * 16000)), 16000, "PCM_16")
+            (folder / "wav.scp").write_text("".join(f"{number:03} {number}.flac\n" for number in range(200)))
+            began = time.perf_counter()
+            done = subprocess.run(
+                [
+                    sys.executable, "-m", "espnet_mla.cli", "convert", "--asr_model_file", "exp/A/valid.acc.ave.pth",
+                    "--kv_lora_rank", "64", "--calibration", "wav.scp", "--output_dir", "exp/A_mla64",
+                ],
+                cwd=folder, capture_output=True, text=True,
+            )  # fmt: skip
+            took = time.perf_counter() - began
+            if done.returncode:
+                raise SystemExit(done.stdout + done.stderr)
+            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+            print(f"{conf}: {took:.0f} s, {peak:.2f} GiB, {torch.get_num_threads()} threads", flush=True)
+
+
+def main() -> None:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    measured = commands.add_parser("wer")
+    measured.add_argument("--recipe", type=Path, default=RECIPE, help="the folder whose run.sh trains")
+    measured.add_argument("--table", action="store_true")
+    commands.add_parser("speech").add_argument("recipe", type=Path)
+    commands.add_parser("time")
+    options = parser.parse_args()
+    if options.command == "wer":
+        wer(options.recipe.absolute(), options.table)
+    elif options.command == "speech":
+        speech(options.recipe.absolute())
+    else:
+        timed()
+
+
+if __name__ == "__main__":
+    main()

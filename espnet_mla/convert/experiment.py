@@ -11,8 +11,10 @@ from pathlib import Path
 
 import torch
 import yaml
+from espnet2.tasks.abs_task import optim_classes
 from espnet2.tasks.asr import ASRTask
-from espnet2.torch_utils.safe_torch_load import UnsafeLoadRefusedError, safe_torch_load
+from espnet2.torch_utils.safe_torch_load import safe_torch_load
+from espnet2.utils.get_default_kwargs import get_default_kwargs
 from torch import Tensor, nn
 
 from espnet_mla.pretrained import mapping, recipe_folder, with_files
@@ -61,16 +63,13 @@ class Source:
             RecipeError: a file is missing or broken, or model and configuration do not fit.
         """
         config = with_files(self.config, self.root)
+        state = _state(self.model_file)
         try:
-            state = _state(self.model_file)
             model, args = build(config)
-            _check_fit(model.state_dict(), state, self.config_file, self.model_file)
-            model.load_state_dict(state)
-        except (OSError, UnsafeLoadRefusedError) as error:
-            why = str(error).splitlines()[0]
-            raise RecipeError(
-                f"{self.config_file}: its model cannot be loaded: {why}; run from the recipe's folder"
-            ) from None
+        except OSError as error:
+            raise RecipeError(f"{self.config_file}: {error}; an experiment needs its recipe's folder") from None
+        if wrong := _load(model, state):
+            raise RecipeError(f"{self.model_file} does not fit {self.config_file}: {wrong}")
         return model.eval(), args
 
 
@@ -110,7 +109,7 @@ def finetuning(config: dict) -> dict:
     Everything else is as in the training that `config` is of.
     """
     defaults = vars(ASRTask.get_parser().parse_args([]))
-    config = {"max_epoch": defaults["max_epoch"], "keep_nbest_models": defaults["keep_nbest_models"], **config}
+    config = {name: defaults[name] for name in ("max_epoch", "keep_nbest_models", "optim")} | config
     left_out = _OF_A_RUN + (("normalize", "normalize_conf") if config.get("normalize") == "global_mvn" else ())
     kept = {
         key: value
@@ -119,12 +118,15 @@ def finetuning(config: dict) -> dict:
     }
     epochs = max(1, config["max_epoch"] // SHARE)
     best = config["keep_nbest_models"]
-    rate = config["optim_conf"]["lr"] / SHARE
+    # As ESPnet has it: what a configuration does not say is the optimiser's own.
+    optim_conf = get_default_kwargs(optim_classes[config["optim"]]) | (config.get("optim_conf") or {})
+    if "lr" in optim_conf:
+        optim_conf["lr"] = float(f"{optim_conf['lr'] / SHARE:.6g}")
     kept |= {
         "max_epoch": epochs,
         "patience": None,
         "keep_nbest_models": min([epochs, *(best if isinstance(best, list) else [best])]),
-        "optim_conf": {**config["optim_conf"], "lr": float(f"{rate:.6g}")},
+        "optim_conf": optim_conf,
         "scheduler": None,
         "scheduler_conf": {},
     }
@@ -172,7 +174,10 @@ def write(folder: Path, place: Path, source: Source, config: dict, state: dict[s
     Within the recipe of the source the paths in a configuration stay what they are, relative to its folder; elsewhere they
     become whole ones. What an archive's configuration names (sentencepiece's model, statistics) is copied beside them.
     """
-    torch.save(state, folder / MODEL)
+    try:
+        torch.save(state, folder / MODEL)
+    except RuntimeError as error:  # its way to say that the disk is full
+        raise OSError(f"{MODEL}: {error}") from None
     (folder / LINK).symlink_to(MODEL)
     start = Path.cwd() if source.packed else source.root
     place = Path(os.path.abspath(place))
@@ -203,10 +208,8 @@ def _state(path: Path) -> dict[str, Tensor]:
     """The parameters that a file of ESPnet, DeepSpeed or Lightning holds."""
     try:
         state = safe_torch_load(path, map_location="cpu")
-    except (OSError, UnsafeLoadRefusedError):
-        raise
     except Exception as error:  # torch.load raises whatever its readers raise
-        raise RecipeError(f"{path} holds no model: {str(error).splitlines()[0]}") from None
+        raise RecipeError(f"{path} holds no model that can be loaded: {str(error).splitlines()[0]}") from None
     for wrapper in ("module", "state_dict"):
         state = state.get(wrapper, state) if isinstance(state, Mapping) else state
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
@@ -214,17 +217,16 @@ def _state(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _check_fit(model: dict[str, Tensor], state: dict[str, Tensor], config_file: Path, model_file: Path) -> None:
+def _load(model: nn.Module, state: dict[str, Tensor]) -> str:
+    """Load the parameters; what does not fit, if anything does not. (ESPnet would load what does.)"""
+
     def some(names: list[str]) -> str:
         return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
-    wrong = []
-    if missing := [name for name in model if name not in state]:
-        wrong.append(f"it lacks {some(missing)}")
-    if more := [name for name in state if name not in model]:
-        wrong.append(f"it has {some(more)}, which the model has not")
-    if other := [name for name in model if name in state and model[name].shape != state[name].shape]:
-        name = other[0]
-        wrong.append(f"{some(other)} is {tuple(state[name].shape)} in place of {tuple(model[name].shape)}")
-    if wrong:
-        raise RecipeError(f"{model_file} does not fit {config_file}: {'; '.join(wrong)}")
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        return str(error).splitlines()[1].strip()
+    wrong = [f"it lacks {some(missing)}"] if missing else []
+    wrong += [f"it has {some(unexpected)}, which the model has not"] if unexpected else []
+    return "; ".join(wrong)

@@ -1,15 +1,14 @@
 """What a conversion costs: WER by method and share of the cache kept, before and after fine-tuning; and its time.
 
-    python benchmarks/conversion.py wer                    # trains on the mini corpus what is not trained yet, see below
+    python benchmarks/conversion.py wer                    # trains on the mini corpus, see below
     python benchmarks/conversion.py wer --table            # only prints what was measured so far
     python benchmarks/conversion.py speech FOLDER          # a recipe's folder with a trained model of real speech
     python benchmarks/conversion.py time                   # 12 blocks of 256, 200 utterances of 12.7 s
 
-`wer` trains conf/conformer_mha.yaml and conf/branchformer_mha.yaml on the mini corpus with three seeds each (stage 11, its
-own settings), converts each model by every method with 200 utterances of its training set, and decodes as stage 12 does:
-test_clean and test_other (591 words), and 800 further sentences of the same grammar that are in no other set, half of them
-by the voices of training and half by the others (3,959 words). What is measured is kept in mini/exp/conversion/ and not
-measured again.
+`wer` trains conf/conformer_mha.yaml and conf/branchformer_mha.yaml on the mini corpus with three seeds each, converts
+each model by every method with 200 utterances of its training set, and decodes as stage 12 does: test_clean and
+test_other (591 words), and 800 further sentences of the same grammar that are in no other set, half of them by the voices of the
+training and half by the others (4,039 words). What is measured is kept in mini/exp/conversion/, and not measured again.
 """
 
 import argparse
@@ -23,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -107,21 +106,41 @@ def decoded(folder: Path, data: dict[str, Utterances]) -> dict[str, list[int]]:
     """Of each set the wrong words and all words, decoded as stage 12 does on the mini corpus."""
     options = yaml.safe_load((ROOT / "conf/decode_asr.yaml").read_text()) | {"beam_size": 5}
     speech2text = espnet_mla.from_pretrained(folder, **options)
+    return counted(data, lambda samples: speech2text(samples)[0][0])
+
+
+def decoded_by_ctc(folder: Path, data: dict[str, Utterances]) -> dict[str, list[int]]:
+    """The same by the best label of each frame alone, to which the encoder matters most."""
+    speech2text = espnet_mla.from_pretrained(folder, beam_size=1)
+    model, blank = speech2text.asr_model, speech2text.asr_model.blank_id
+
+    def text(samples: np.ndarray) -> str:
+        with torch.no_grad():
+            labels = model.ctc.argmax(encode(model, samples)[None])[0].unique_consecutive()
+        tokens = speech2text.converter.ids2tokens(labels[labels != blank].tolist())
+        return speech2text.tokenizer.tokens2text(tokens)
+
+    return counted(data, text)
+
+
+def counted(data: dict[str, Utterances], text: Callable[[np.ndarray], str]) -> dict[str, list[int]]:
     counts = {}
     for name, utterances in data.items():
-        wrong = [Levenshtein.distance(words, speech2text(samples)[0][0].split()) for samples, words in utterances]
+        wrong = [Levenshtein.distance(words, text(samples).split()) for samples, words in utterances]
         counts[name] = [sum(wrong), sum(len(words) for _, words in utterances)]
     return counts
+
+
+@torch.no_grad()
+def encode(model: torch.nn.Module, samples: np.ndarray) -> torch.Tensor:
+    """The encoder's output, (time, d)."""
+    return model.encode(torch.from_numpy(samples)[None], torch.tensor([len(samples)]))[0][0]
 
 
 def encoded(folder: Path, data: dict[str, Utterances]) -> list[torch.Tensor]:
     """The encoder's output for the first set."""
     model = espnet_mla.from_pretrained(folder, beam_size=1).asr_model
-    with torch.inference_mode():
-        return [
-            model.encode(torch.from_numpy(samples)[None], torch.tensor([len(samples)]))[0][0]
-            for samples, _ in data[SETS[0]]
-        ]
+    return [encode(model, samples) for samples, _ in data[SETS[0]]]
 
 
 def difference(these: list[torch.Tensor], those: list[torch.Tensor]) -> float:
@@ -140,18 +159,24 @@ def measure(recipe: Path, conf: str, seed: int) -> None:
     original = encoded(source, data)
 
     def note(name: str, folder: Path) -> None:
-        if name not in measured:
-            record = folder / "conversion.json"
-            measured[name] = {"words": decoded(folder, data), "encoder": difference(encoded(folder, data), original)}
-            if record.exists():
-                layers = json.loads(record.read_text())["layers"]
-                measured[name]["layers"] = [layer["relative_error"] for layer in layers]
-                measured[name]["sizes"] = [layer["size"] for layer in layers]
-            write_text(results, json.dumps(measured, indent=1))
+        figures = measured.setdefault(name, {})
+        if "words" not in figures:
+            figures["words"] = decoded(folder, data)
+        if "ctc" not in figures:
+            figures["ctc"] = decoded_by_ctc(folder, data)
+        if "encoder" not in figures:
+            figures["encoder"] = difference(encoded(folder, data), original)
+        if (record := folder / "conversion.json").exists():
+            layers = json.loads(record.read_text())["layers"]
+            figures |= {
+                "layers": [layer["relative_error"] for layer in layers],
+                "sizes": [layer["size"] for layer in layers],
+            }
+        write_text(results, json.dumps(measured, indent=1))
 
     note("mha", source)
     for name, options in conversions().items():
-        if name in measured and (name not in TUNED or f"{name}, tuned" in measured):
+        if all("ctc" in measured.get(made, {}) for made in (name, *([f"{name}, tuned"] if name in TUNED else []))):
             continue
         folder = recipe / "mini/exp/conversion" / f"{conf}_{seed}_{name}".replace(" ", "_")
         convert(source, recipe / "mini/data/train_clean_100/wav.scp", folder, options)
@@ -198,25 +223,30 @@ def wer(recipe: Path, table: bool) -> None:
             json.loads(path.read_text()) for path in sorted((recipe / "mini/exp/conversion").glob(f"{conf}_*.json"))
         ]
         print(f"\n{conf}, {len(runs)} seeds\n")
-        print(
-            "| | WER, test sets | wrong words | WER, with the further sentences | wrong words | encoder output | attention output |"
-        )
-        print("| --- | --- | --- | --- | --- | --- | --- |")
-        for name in (name for name in runs[0] if all(name in run for run in runs)):
+        print(f"{HEAD}\n| {'--- | ' * (HEAD.count('|') - 1)}")
+        for name in (name for name in runs[0] if all("ctc" in run.get(name, {}) for run in runs)):
             print("| " + " | ".join([name, *cells([run[name] for run in runs], [run["mha"] for run in runs])]) + " |")
 
 
+HEAD = (
+    "| | WER, test sets | wrong words | with the further sentences | wrong words | the same, CTC alone | wrong words "
+    "| encoder output | attention output |"
+)
+
+
 def cells(runs: list[dict], originals: list[dict]) -> Iterator[str]:
-    """A row of the table: WER in per cent, how much more than the original's, errors relative to the original's output."""
-    for sets in (SETS, tuple(runs[0]["words"])):
-        rates, counts = [], []
-        for measured in (runs, originals):
-            wrong = sum(run["words"][name][0] for run in measured for name in sets)
-            rates.append(100 * wrong / sum(run["words"][name][1] for run in measured for name in sets))
-            counts.append(wrong)
-        more = f" ({100 * (rates[0] / rates[1] - 1):+.1f} %)" if runs is not originals and rates[1] else ""
-        yield f"{rates[0]:.2f}{more}"
-        yield str(counts[0])
+    """A row of the table: WER in per cent and how much more than the original's, and relative errors of outputs."""
+    for sets, way in ((SETS, "words"), (tuple(runs[0]["words"]), "words"), (tuple(runs[0]["words"]), "ctc")):
+        wrong, whole, before = (
+            sum(run[way][name][index] for run in measured for name in sets)
+            for measured, index in ((runs, 0), (runs, 1), (originals, 0))
+        )
+        yield (
+            f"{100 * wrong / whole:.2f} ({100 * (wrong / before - 1):+.1f} %)"
+            if before
+            else f"{100 * wrong / whole:.2f}"
+        )
+        yield str(wrong)
     yield f"{np.mean([run['encoder'] for run in runs]):.3f}"
     yield f"{np.mean([run['layers'] for run in runs]):.3f}" if "layers" in runs[0] else ""
 

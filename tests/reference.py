@@ -58,6 +58,8 @@ def softmax_reference(attention, query: Tensor, x: Tensor, mask: Tensor) -> Tens
         if attention.q_lora_rank:
             query = attention.linear_q_down(query)
         c = attention.linear_kv_down(x)  # eq. 9
+        if not isinstance(attention.kv_norm, torch.nn.Identity):
+            c = c / (c.square().mean(-1, keepdim=True) + 1e-6).sqrt() * attention.kv_norm.weight
         k, v = heads(attention.linear_k_up(c), n), heads(attention.linear_v_up(c), n)  # eq. 10, 11
     else:
         group = n // attention.num_kv_heads

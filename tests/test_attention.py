@@ -14,14 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import reference, sinusoid
 
-from espnet_mla.attention import ATTENTIONS, Past, attention_options, build_attention, softmax
+from espnet_mla.attention import ATTENTIONS, Past, attention_options, build_attention, build_attentions, softmax
 
 PAIRS = [(kind, position) for kind, attention in ATTENTIONS.items() for position in attention.positions]
 SOFTMAX = [pair for pair in PAIRS if pair[0] != "linear"]
 OPTIONS = {  # the first is what a test takes that does not care
     "mha": [{}],
     "gqa": [{"num_kv_heads": 1}, {"num_kv_heads": 2}],
-    "mla": [{"kv_lora_rank": 3}, {"kv_lora_rank": 16, "q_lora_rank": 5, "v_head_dim": 3}],
+    "mla": [
+        {"kv_lora_rank": 3},
+        {"kv_lora_rank": 6, "kv_norm": True},
+        {"kv_lora_rank": 16, "q_lora_rank": 5, "v_head_dim": 3},
+    ],
     "linear": [{}],
 }
 
@@ -378,6 +382,7 @@ WRONG = [
     ("mla", {"kv_lora_rank": 0}, {}, r"kv_lora_rank \(0\) must be at least 1"),
     ("mla", {"kv_lora_rank": 33}, {}, r"kv_lora_rank \(33\) is more than"),
     ("mla", {"kv_lora_rank": "many"}, {}, "kv_lora_rank: 'many' must be a whole number"),
+    ("mla", {"kv_norm": 1}, {}, "kv_norm: 1 must be true or false"),
     ("mla", {"qk_rope_head_dim": 2}, {}, r"qk_rope_head_dim \(2\) needs pos_enc_layer_type: rope"),
     ("mla", {"kv_lora_rank": 8, "qk_rope_head_dim": 3}, {"position": "rope"}, r"qk_rope_head_dim \(3\) must be even"),
     ("linear", {}, {"position": "rel_pos"}, "rel_pos, but linear takes rope or abs_pos or scaled_abs_pos"),
@@ -391,6 +396,30 @@ def test_a_wrong_size_is_refused_with_the_key_and_both_values(kind, conf, sizes,
         build_attention(
             kind, conf, **{"d_model": 16, "num_heads": 4, "position": "abs_pos", "dropout_rate": 0.0} | sizes
         )
+
+
+SHARED = {"d_model": 16, "num_heads": 4, "position": "abs_pos", "dropout_rate": 0.0}
+
+
+def test_a_list_has_an_option_for_each_layer():
+    layers = build_attentions("mla", {"kv_lora_rank": [3, 5], "kv_norm": True}, 2, **SHARED)
+    assert [layer.kv_lora_rank for layer in layers] == [3, 5]
+    assert [layer.kv_norm.weight.shape for layer in layers] == [(3,), (5,)]
+
+
+@pytest.mark.parametrize(
+    ("conf", "message"),
+    [
+        ({"kv_lora_rank": [3]}, r"attention_conf: kv_lora_rank: \[3\] has 1 values, but there are 2 layers"),
+        ({"kv_lora_rank": [3, 0]}, r"attention_conf: kv_lora_rank \(0\) must be at least 1"),
+        ({"kv_lora_rank": [3, "x"]}, "attention_conf: kv_lora_rank: 'x' must be a whole number"),
+        ({"rank": [3, 4]}, "attention_conf: rank: 3 is not an option of mla"),
+        (7, "attention_conf: 7 must hold"),
+    ],
+)
+def test_a_list_that_fits_no_model_is_refused(conf, message):
+    with pytest.raises(ValueError, match=message):
+        build_attentions("mla", conf, 2, **SHARED)
 
 
 def test_keys_and_values_of_different_frames_are_refused():

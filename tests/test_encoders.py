@@ -22,6 +22,7 @@ PLAIN = {  # what ESPnet's recipes ask for, and the same of ours
     "e_branchformer": {"use_ffn": True, "macaron_ffn": True},
     "transformer": {},
 }
+ABSOLUTE = {"pos_enc_layer_type": "abs_pos"}
 SMALL = {"output_size": 16, "attention_heads": 4, "num_blocks": 2}
 CHOICES = [
     (name, kind, position)
@@ -111,6 +112,15 @@ def test_an_exported_encoder_gives_the_same_output(name, kind, position):
     example = (torch.randn(2, 60, 20), torch.tensor([60, 41]))
     exported = torch.export.export(encoder, example).module()
     assert_same(exported, encoder)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_list_gives_each_layer_an_option_of_its_own(name):
+    key = ENCODERS[name].attention_key
+    encoder = build(ENCODERS, name, **{key: "mla", "attention_conf": {"kv_lora_rank": [3, 5]}, **ABSOLUTE})
+    slot = "self_attn" if hasattr(encoder.encoders[0], "self_attn") else "attn"
+    assert [getattr(layer, slot).kv_lora_rank for layer in encoder.encoders] == [3, 5]
+    assert encode(encoder)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("name", ENCODERS)

@@ -15,7 +15,7 @@ from espnet_model_zoo.downloader import ModelDownloader
 from experiment import DECODING, heard, samples
 
 import espnet_mla
-from espnet_mla.pretrained import _with_absolute_paths, unpack
+from espnet_mla.pretrained import with_files, unpack
 from espnet_mla.recipe.files import RecipeError
 
 
@@ -161,7 +161,7 @@ def test_files_get_their_whole_path_and_tokens_stay_words(tmp_path):
     (tmp_path / "data" / "bpe.model").write_text("")
     config = {"token_list": ["exp", "data"], "bpemodel": "data/bpe.model", "encoder": "data",
               "normalize_conf": {"stats_file": "exp"}, "files": [["data/bpe.model", "a"]], "n": 3}  # fmt: skip
-    assert _with_absolute_paths(config, tmp_path) == config | {
+    assert with_files(config, tmp_path) == config | {
         "bpemodel": f"{tmp_path}/data/bpe.model", "normalize_conf": {"stats_file": f"{tmp_path}/exp"},
         "files": [[f"{tmp_path}/data/bpe.model", "a"]],
     }  # fmt: skip

@@ -75,16 +75,18 @@ def build_attentions(kind: str, conf: dict, layers: int, *, key: str = "attentio
     Raises:
         ValueError: as `build_attention`, or a list has another length.
     """
-    lists = (
-        {name: value for name, value in conf.items() if isinstance(value, list)} if isinstance(conf, Mapping) else {}
-    )
-    for name, values in lists.items():
-        if len(values) != layers:
-            raise ValueError(f"{key}: {name}: {values} has {len(values)} values, but there are {layers} layers")
-    return [
-        build_attention(kind, conf | {name: values[layer] for name, values in lists.items()}, key=key, **shared)
-        for layer in range(layers)
-    ]
+
+    def of(layer: int, name: str, value: object) -> object:
+        if not isinstance(value, list):
+            return value
+        if len(value) != layers:
+            raise ValueError(f"{key}: {name}: {value} has {len(value)} values, but there are {layers} layers")
+        return value[layer]
+
+    confs = [conf] * layers
+    if isinstance(conf, Mapping):
+        confs = [{name: of(layer, name, value) for name, value in conf.items()} for layer in range(layers)]
+    return [build_attention(kind, own, key=key, **shared) for own in confs]
 
 
 __all__ = [

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from espnet_mla.recipe import mini
 
@@ -72,6 +73,42 @@ def test_all_stages_run_and_leave_upstreams_files(tmp_path):
     )
 
 
+def test_a_trained_model_is_converted_scored_trained_on_and_scored_again(tmp_path):
+    """The five commands of README."""
+    folder = recipe_folder(tmp_path)
+    sizes = {"train-clean-100": 12, "dev-clean": 2, "dev-other": 2, "test-clean": 2, "test-other": 2}
+    mini.synthesise(tmp_path / "downloads", sizes=sizes)
+    given = (*SMALL, "--nbpe", "40", "--speed_perturb_factors", "", "--test_sets", "test_clean",
+             "--inference_args", "--beam_size 2 --maxlenratio 0.1")  # fmt: skip
+    conf = (*given, "--asr_config", "conf/branchformer_mha.yaml", "--asr_exp", "exp/A")
+    trained = run(folder, None, *conf, "--stop_stage", "11")
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    command = [
+        sys.executable, "-m", "espnet_mla.cli", "convert", "--asr_model_file", "exp/A/valid.acc.ave.pth",
+        "--kv_lora_rank", "8", "--calibration", "data/train_clean_100/wav.scp", "--output_dir", "exp/A_mla8",
+    ]  # fmt: skip
+    converted = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert converted.returncode == 0, converted.stdout + converted.stderr
+    scoring = ("--stage", "12", "--stop_stage", "13", "--asr_exp")
+    scored = run(folder, None, *given, *scoring, "exp/A_mla8", "--inference_asr_model", "model.pth")
+    assert scored.returncode == 0, scored.stdout + scored.stderr
+    assert "asr_model_model/test_clean|2|" in (folder / "exp/A_mla8/RESULTS.md").read_text()
+    tuned = run(
+        folder, None, *given, "--asr_args", "--num_iters_per_epoch 2 --num_workers 0", "--stage", "11", "--stop_stage",
+        "11", "--asr_config", "exp/A_mla8/finetune.yaml", "--pretrained_model", "exp/A_mla8/model.pth", "--asr_exp",
+        "exp/A_mla8_tuned",
+    )  # fmt: skip
+    assert tuned.returncode == 0, tuned.stdout + tuned.stderr
+    before, after = (
+        torch.load(folder / "exp" / name)["encoder.encoders.0.attn.linear_kv_down.weight"]
+        for name in ("A_mla8/model.pth", "A_mla8_tuned/1epoch.pth")
+    )
+    assert 0 < (after - before).norm() < 0.1 * before.norm()  # trained on from there
+    again = run(folder, None, *given, *scoring, "exp/A_mla8_tuned")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "/test_clean|2|" in (folder / "exp/A_mla8_tuned/RESULTS.md").read_text()
+
+
 @pytest.mark.skipif(not SPEECH.is_dir(), reason=f"no recordings: {SPEECH} is not there")
 def test_real_speech_passes_through_data_preparation_and_statistics(tmp_path):
     folder = recipe_folder(tmp_path)
@@ -97,6 +134,22 @@ def test_a_mini_run_keeps_to_its_own_folder_and_scales_the_configuration(tmp_pat
     assert given["--local_data_opts"] == "--corpus mini" and given["--stage"] == "3"
     assert given["--asr_tag"] == "conformer_mla_raw_en_bpe60_max_epoch2"
     assert "num_blocks=4" in given["--asr_args"] and given["--asr_args"].endswith(" --max_epoch 2")
+
+
+def test_what_was_made_below_mini_is_named_from_where_the_user_stands_and_not_scaled(tmp_path):
+    folder = recipe_folder(tmp_path)
+    (folder / "asr.sh").unlink()
+    (folder / "asr.sh").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (folder / "asr.sh").chmod(0o755)
+    (folder / "mini/exp/A_mla8").mkdir(parents=True)
+    (folder / "mini/exp/A_mla8/finetune.yaml").write_text("encoder: conformer\n")
+    done = run(folder, None, "--corpus", "mini", "--asr_config", "mini/exp/A_mla8/finetune.yaml", "--pretrained_model",
+               "mini/exp/A_mla8/model.pth", "--asr_exp", "mini/exp/tuned", "--asr_args", "--max_epoch 2")  # fmt: skip
+    words = done.stdout.splitlines()
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    assert given["--asr_config"] == "exp/A_mla8/finetune.yaml"
+    assert (given["--pretrained_model"], given["--asr_exp"]) == ("exp/A_mla8/model.pth", "exp/tuned")
+    assert given["--asr_args"].strip() == "--max_epoch 2"
 
 
 def test_an_unknown_corpus_is_refused(tmp_path):

@@ -152,6 +152,7 @@ def difference(these: list[torch.Tensor], those: list[torch.Tensor]) -> float:
 def measure(recipe: Path, conf: str, seed: int) -> None:
     """All conversions of one model, on one core."""
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of fine-tuning, beside which the other model is at work
     os.chdir(recipe)
     source, data = trained(recipe, conf, seed), test_sets(recipe)
     results = recipe / "mini/exp/conversion" / f"{conf}_{seed}.json"
@@ -175,6 +176,15 @@ def measure(recipe: Path, conf: str, seed: int) -> None:
         write_text(results, json.dumps(measured, indent=1))
 
     note("mha", source)
+    if "ctc" not in measured.get("mha, tuned", {}):  # what the same training does to the model as it is
+        from espnet_mla.convert.experiment import finetuning
+
+        tuned = results.with_suffix("")
+        config = tuned.with_suffix(".yaml")
+        config.write_text(yaml.safe_dump(finetuning(yaml.safe_load((source / "config.yaml").read_text()))))
+        tune(recipe, config, source / "valid.acc.ave.pth", tuned)
+        note("mha, tuned", tuned)
+        shutil.rmtree(tuned)
     for name, options in conversions().items():
         if all("ctc" in measured.get(made, {}) for made in (name, *([f"{name}, tuned"] if name in TUNED else []))):
             continue
@@ -183,14 +193,17 @@ def measure(recipe: Path, conf: str, seed: int) -> None:
         note(name, folder)
         if name in TUNED:
             tuned = folder.with_name(folder.name + "_tuned")
-            relative = [str(path.relative_to(recipe)) for path in (folder, tuned)]
-            run(
-                recipe, "--stage", "11", "--stop_stage", "11", "--asr_config", f"{relative[0]}/finetune.yaml",
-                "--pretrained_model", f"{relative[0]}/model.pth", "--asr_exp", relative[1],
-            )  # fmt: skip
+            tune(recipe, folder / "finetune.yaml", folder / "model.pth", tuned)
             note(f"{name}, tuned", tuned)
             shutil.rmtree(tuned)
         shutil.rmtree(folder)
+
+
+def tune(recipe: Path, config: Path, model: Path, folder: Path) -> None:
+    """Train on, by stage 11."""
+    config_, model_, folder_ = (str(path.relative_to(recipe)) for path in (config, model, folder))
+    stages = ("--stage", "11", "--stop_stage", "11")
+    run(recipe, *stages, "--asr_config", config_, "--pretrained_model", model_, "--asr_exp", folder_)
 
 
 def convert(source: Path, calibration: Path, folder: Path, options: tuple[str, ...]) -> None:

@@ -5,72 +5,18 @@ import os
 import platform
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from espnet_mla.attention import Attention
-from espnet_mla.models.decoder import KeepingAttention
+from espnet_mla.measure import caches
 from espnet_mla.recipe.files import write_text
 
 FILE = "figures.json"
 PACKAGES = ("espnet", "espnet_mla", "torch")
-
-
-class Kept(NamedTuple):
-    """What the attentions of one part of a model keep of the past, in float32.
-
-    Args:
-        attention: their choice.
-        bytes_per_frame: of each layer; for the decoder's attention to itself of a token.
-        fixed_bytes: of each layer, for a whole stream, where that is what is kept.
-    """
-
-    attention: str
-    bytes_per_frame: list[int]
-    fixed_bytes: list[int]
-
-
-def kept(model: nn.Module) -> dict[str, Kept]:
-    """What each part (encoder, decoder_self, decoder_src) keeps, read off caches that its attentions make.
-
-    Only attentions of ours and those of our Transformer decoder are counted: the others keep nothing that could be read
-    off.
-    """
-    parts: dict[str, list[nn.Module]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, Attention | KeepingAttention):
-            parts.setdefault(part(name), []).append(module)
-    found = {}
-    with torch.inference_mode():
-        for where, attentions in parts.items():
-            caches = [attention.project_kv(torch.zeros(1, 1, attention.d_model)) for attention in attentions]
-            per_frame = [cache.nbytes_per_frame for cache in caches]
-            fixed = [0 if cache.nbytes_per_frame else cache.nbytes for cache in caches]
-            found[where] = Kept(attentions[0].name, per_frame, fixed)
-    return found
-
-
-def part(name: str) -> str:
-    """Which part of a model the attention of this name belongs to."""
-    if name.startswith("encoder."):
-        return "encoder"
-    return "decoder_src" if name.endswith("src_attn") else "decoder_self"
-
-
-def frame_rate(model: nn.Module, fs: int) -> float:
-    """Encoder frames for a second of audio at `fs` Hz."""
-
-    def frames(seconds: int) -> int:
-        samples = torch.zeros(1, seconds * fs)
-        return int(model.encode(samples, torch.tensor([samples.shape[1]]))[1][0])
-
-    with torch.inference_mode():
-        return (frames(11) - frames(1)) / 10  # the difference, because the ends of an utterance lose some
 
 
 def parameters(model: nn.Module) -> dict[str, int]:
@@ -92,28 +38,20 @@ def parameters(model: nn.Module) -> dict[str, int]:
     }
 
 
-def of_model(model: nn.Module, fs: int) -> dict:
-    """The figures of a model that need no speech: parameters, and bytes of its caches.
+def of_model(model: nn.Module, fs: int, speech: Sequence[Tensor] = ()) -> dict:
+    """Parameters, and bytes of the caches.
 
     Args:
         model: ESPnetASRModel.
         fs: Hz of its audio.
+        speech: utterances (time,) that the caches are filled by; without any, by two seconds of silence.
     """
-    rate = frame_rate(model, fs)
-    caches = {}
-    for where, found in kept(model).items():
-        unit = "token" if where == "decoder_self" else "frame"
-        caches[where] = {
-            "attention": found.attention,
-            "layers": len(found.bytes_per_frame),
-            f"bytes_per_{unit}": sum(found.bytes_per_frame),
-            **({} if unit == "token" else {"bytes_per_second": round(sum(found.bytes_per_frame) * rate)}),
-            "fixed_bytes": sum(found.fixed_bytes),
-        }
+    rate = caches.frame_rate(model, fs)
+    found = caches.filled(model, list(speech) or [torch.zeros(2 * fs)])
     return {
         "parameters": parameters(model),
         "frames_per_second": rate,
-        "kv_cache": caches,
+        "kv_cache": {part: kept.figures(rate) for part, kept in found.items()},
         "measured_with": conditions(),
     }
 

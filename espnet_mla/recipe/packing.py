@@ -212,22 +212,26 @@ def _decoding_options(layout: Layout) -> dict[str, object]:
 
 def _kept(layout: Layout) -> str:
     """The section of the card on what the attentions keep of the past; nothing where none keeps anything."""
+    import torch
     from espnet2.tasks.asr import ASRTask
 
-    from espnet_mla.measure import figures
+    from espnet_mla.attention import ATTENTIONS
+    from espnet_mla.measure import caches
 
     espnet_mla.register()
     model, _ = ASRTask.build_model_from_file(layout.asr_exp / "config.yaml", layout.asr_model, "cpu")
-    found = figures.kept(model.eval())
+    fs = hertz(layout.settings.fs)
+    found = caches.filled(model.eval(), [torch.zeros(2 * fs)])
+    found = {part: kept for part, kept in found.items() if kept.attention in ATTENTIONS}  # the others keep nothing
     if not found:
         return ""
-    rate = figures.frame_rate(model, hertz(layout.settings.fs))
+    rate = caches.frame_rate(model, fs)
     rows = []
     for part, kept in found.items():
         per_frame = sum(kept.bytes_per_frame)
         a_layer = _range(kept.bytes_per_frame) if per_frame else f"0; a state of fixed size, {_range(kept.fixed_bytes)}"
-        a_second = "as many as it has tokens" if part == "decoder_self" else f"{round(per_frame * rate):,}"
-        rows.append(f"| {PARTS[part]} | `{kept.attention}` | {len(kept.bytes_per_frame)} | {a_layer} | {a_second} |")
+        a_second = f"{round(per_frame * rate):,}" if kept.unit == "frame" else "as many as it has tokens"
+        rows.append(f"| {PARTS[part]} | `{kept.attention}` | {len(kept.caches)} | {a_layer} | {a_second} |")
     return KEPT.format(rate=rate, rows="\n".join(rows))
 
 

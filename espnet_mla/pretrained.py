@@ -20,6 +20,8 @@ from espnet_mla.recipe.files import RecipeError
 if TYPE_CHECKING:
     from espnet2.bin.asr_inference import Speech2Text
 
+MODEL_FILE = "valid.acc.ave.pth"
+"""What an experiment's model is called when nothing else is said, as in ESPnet's asr.sh."""
 VERSION_FILE = "espnet_mla.yaml"
 """The file of an archive that says which version of this package has packed it."""
 
@@ -31,7 +33,7 @@ _VALID = (
 
 
 def from_pretrained(
-    source: str | os.PathLike[str], *, inference_asr_model: str = "valid.acc.ave.pth", **options: object
+    source: str | os.PathLike[str], *, inference_asr_model: str = MODEL_FILE, **options: object
 ) -> "Speech2Text":
     """Load a trained model with the plugin registered; see `espnet_mla.from_pretrained`."""
     root, files = locate(source, inference_asr_model)

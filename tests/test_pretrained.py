@@ -15,7 +15,7 @@ from espnet_model_zoo.downloader import ModelDownloader
 from experiment import DECODING, heard, samples
 
 import espnet_mla
-from espnet_mla.pretrained import with_files, unpack
+from espnet_mla.pretrained import unpack, with_files
 from espnet_mla.recipe.files import RecipeError
 
 

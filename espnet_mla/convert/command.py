@@ -55,14 +55,17 @@ def _convert(options: argparse.Namespace, wanted: "Wanted") -> None:
     from espnet_mla.convert import experiment
     from espnet_mla.convert.model import convert
     from espnet_mla.measure import figures
+    from espnet_mla.recipe.jobs import end_on_signals
     from espnet_mla.recipe.options import hertz
     from espnet_mla.recipe.report import log
+    from espnet_mla.trained import find
 
+    end_on_signals()
     began = time.monotonic()
     place = Path(options.output_dir)
     experiment.check_free(place, options.overwrite)
     register()
-    source = _source(options)
+    source = find(options.asr_train_config, options.asr_model_file, options.model_tag)
     result = convert(source, wanted)
     rate = hertz(str((source.config.get("frontend_conf") or {}).get("fs", 16000)))
     with experiment.leaving(place, options.overwrite) as folder:
@@ -75,17 +78,6 @@ def _convert(options: argparse.Namespace, wanted: "Wanted") -> None:
         figures.write(folder, figures.of_model(result.model, rate))
     print(result.table())
     log(f"{place} is complete: {place / experiment.MODEL} ({time.monotonic() - began:.0f} seconds)")
-
-
-def _source(options: argparse.Namespace):
-    from espnet_mla.convert import experiment
-    from espnet_mla.pretrained import locate
-
-    if options.model_tag:
-        root, files = locate(options.model_tag, experiment.LINK)
-        return experiment.packed_source(root, files)
-    config = Path(options.asr_train_config or Path(options.asr_model_file).parent / "config.yaml")
-    return experiment.source(config, Path(options.asr_model_file))
 
 
 def _wanted(options: argparse.Namespace) -> "Wanted":

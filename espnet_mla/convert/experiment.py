@@ -1,28 +1,24 @@
-"""The folder of an experiment as what a conversion starts from, and as what it leaves."""
+"""The folder of an experiment that a conversion leaves."""
 
 import contextlib
 import os
 import shutil
 import tempfile
-from argparse import Namespace
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import yaml
 from espnet2.tasks.abs_task import optim_classes
 from espnet2.tasks.asr import ASRTask
-from espnet2.torch_utils.safe_torch_load import safe_torch_load
 from espnet2.utils.get_default_kwargs import get_default_kwargs
-from torch import Tensor, nn
+from torch import Tensor
 
-from espnet_mla.pretrained import mapping, recipe_folder, with_files
+from espnet_mla.pretrained import MODEL_FILE, with_files
 from espnet_mla.recipe.files import RecipeError
+from espnet_mla.trained import Source
 
 MODEL = "model.pth"
-LINK = "valid.acc.ave.pth"
-"""The name that the recipe, `from_pretrained` and ESPnet's asr.sh look for when they are not told another."""
 CONVERSION = "conversion.json"
 """What only a folder that was made here has."""
 FINETUNE = "finetune.yaml"
@@ -37,70 +33,6 @@ _OF_A_RUN = (
     "multiprocessing_distributed",
 )  # fmt: skip
 _OF_A_RUN_BEGIN = ("train_data_path", "valid_data_path", "train_shape", "valid_shape", "dist_", "local_rank", "wandb_")
-
-
-@dataclass(frozen=True)
-class Source:
-    """A trained model.
-
-    Args:
-        config: of its training, as it stands in the file.
-        config_file, model_file: where they are.
-        root: the folder that paths in `config` start from.
-        packed: whether it comes from an archive or from the hub, whose files may go away.
-    """
-
-    config: dict
-    config_file: Path
-    model_file: Path
-    root: Path
-    packed: bool
-
-    def load(self) -> tuple[nn.Module, Namespace]:
-        """ESPnet's model, for inference, and its configuration with whole paths.
-
-        Raises:
-            RecipeError: a file is missing or broken, or model and configuration do not fit.
-        """
-        config = with_files(self.config, self.root)
-        state = _state(self.model_file)
-        try:
-            model, args = build(config)
-        except OSError as error:
-            raise RecipeError(f"{self.config_file}: {error}; an experiment needs its recipe's folder") from None
-        if wrong := _load(model, state):
-            raise RecipeError(f"{self.model_file} does not fit {self.config_file}: {wrong}")
-        return model.eval(), args
-
-
-def source(config_file: Path, model_file: Path) -> Source:
-    """The model of an experiment's folder.
-
-    Raises:
-        RecipeError: a file is missing, or the configuration is broken.
-    """
-    for path in (config_file, model_file):
-        if not path.is_file():
-            raise RecipeError(f"{path} does not exist")
-    return Source(_config(config_file), config_file, model_file, recipe_folder(config_file), packed=False)
-
-
-def packed_source(root: Path, files: Mapping[str, Path]) -> Source:
-    """The model that `espnet_mla.pretrained.locate` has found."""
-    config_file = files["asr_train_config"]
-    packed = (root / "meta.yaml").is_file()
-    return Source(_config(config_file), config_file, files["asr_model_file"], root, packed)
-
-
-def build(config: dict) -> tuple[nn.Module, Namespace]:
-    """ESPnet's model, with random weights, and its configuration."""
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "config.yaml"
-        path.write_text(yaml.safe_dump(config), encoding="utf-8")
-        try:
-            return ASRTask.build_model_from_file(path)
-        except (TypeError, ValueError, AssertionError, KeyError) as error:
-            raise RecipeError(f"ESPnet cannot build the model: {error}") from None
 
 
 def finetuning(config: dict) -> dict:
@@ -178,7 +110,7 @@ def write(folder: Path, place: Path, source: Source, config: dict, state: dict[s
         torch.save(state, folder / MODEL)
     except RuntimeError as error:  # its way to say that the disk is full
         raise OSError(f"{MODEL}: {error}") from None
-    (folder / LINK).symlink_to(MODEL)
+    (folder / MODEL_FILE).symlink_to(MODEL)
     start = Path.cwd() if source.packed else source.root
     place = Path(os.path.abspath(place))
     named = place.relative_to(start) if place.is_relative_to(start) else place
@@ -195,38 +127,3 @@ def write(folder: Path, place: Path, source: Source, config: dict, state: dict[s
     for name, content in (("config.yaml", config), (FINETUNE, finetuning(config))):
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         (folder / name).write_text(text, encoding="utf-8")
-
-
-def _config(path: Path) -> dict:
-    try:
-        return mapping(path)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is no configuration of ESPnet: {' '.join(str(error).split())}") from None
-
-
-def _state(path: Path) -> dict[str, Tensor]:
-    """The parameters that a file of ESPnet, DeepSpeed or Lightning holds."""
-    try:
-        state = safe_torch_load(path, map_location="cpu")
-    except Exception as error:  # torch.load raises whatever its readers raise
-        raise RecipeError(f"{path} holds no model that can be loaded: {str(error).splitlines()[0]}") from None
-    for wrapper in ("module", "state_dict"):
-        state = state.get(wrapper, state) if isinstance(state, Mapping) else state
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise RecipeError(f"{path} holds no model: a file with parameters alone is needed, such as {LINK}")
-    return dict(state)
-
-
-def _load(model: nn.Module, state: dict[str, Tensor]) -> str:
-    """Load the parameters; what does not fit, if anything does not. (ESPnet would load what does.)"""
-
-    def some(names: list[str]) -> str:
-        return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-
-    try:
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        return str(error).splitlines()[1].strip()
-    wrong = [f"it lacks {some(missing)}"] if missing else []
-    wrong += [f"it has {some(unexpected)}, which the model has not"] if unexpected else []
-    return "; ".join(wrong)

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from espnet_mla.convert import calibration, factors, heads, layers
 from espnet_mla.convert.calibration import Calibration
-from espnet_mla.convert.experiment import Source, build
 from espnet_mla.convert.layers import Part
 from espnet_mla.convert.statistics import Gathering, Seen
 from espnet_mla.convert.wanted import Wanted
 from espnet_mla.pretrained import with_files
 from espnet_mla.recipe.options import UsageError
 from espnet_mla.recipe.report import log
+from espnet_mla.trained import Source, build
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,120 @@
+"""A trained model on the disk: its configuration and its parameters, which must fit each other."""
+
+import tempfile
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from espnet2.tasks.asr import ASRTask
+from espnet2.torch_utils.safe_torch_load import safe_torch_load
+from torch import Tensor, nn
+
+from espnet_mla.pretrained import MODEL_FILE, locate, mapping, recipe_folder, with_files
+from espnet_mla.recipe.files import RecipeError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained model.
+
+    Args:
+        config: of its training, as it stands in the file.
+        config_file, model_file: where they are.
+        root: the folder that paths in `config` start from.
+        packed: whether it comes from an archive or from the hub, whose files may go away.
+    """
+
+    config: dict
+    config_file: Path
+    model_file: Path
+    root: Path
+    packed: bool
+
+    def load(self) -> tuple[nn.Module, Namespace]:
+        """ESPnet's model, for inference, and its configuration with whole paths.
+
+        Raises:
+            RecipeError: a file is missing or broken, or model and configuration do not fit.
+        """
+        config = with_files(self.config, self.root)
+        state = _state(self.model_file)
+        try:
+            model, args = build(config)
+        except OSError as error:
+            raise RecipeError(f"{self.config_file}: {error}; an experiment needs its recipe's folder") from None
+        if wrong := _load(model, state):
+            raise RecipeError(f"{self.model_file} does not fit {self.config_file}: {wrong}")
+        return model.eval(), args
+
+
+def find(config_file: str | None, model_file: str | None, model_tag: str | None) -> Source:
+    """What the options --asr_train_config, --asr_model_file and --model_tag name.
+
+    Args:
+        config_file: default config.yaml beside `model_file`.
+        model_file: None where `model_tag` is given.
+        model_tag: a folder, an archive or owner/name on the hub.
+
+    Raises:
+        RecipeError: a file is missing, or the configuration is broken; or as `espnet_mla.from_pretrained`.
+    """
+    if model_tag:
+        root, files = locate(model_tag, MODEL_FILE)
+        config, model, packed = files["asr_train_config"], files["asr_model_file"], (root / "meta.yaml").is_file()
+    else:
+        model = Path(model_file)
+        config, packed = Path(config_file or model.parent / "config.yaml"), False
+        for path in (config, model):
+            if not path.is_file():
+                raise RecipeError(f"{path} does not exist")
+        root = None
+    content = _config(config)
+    return Source(content, config, model, root or recipe_folder(config), packed)
+
+
+def build(config: dict) -> tuple[nn.Module, Namespace]:
+    """ESPnet's model, with random weights, and its configuration."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "config.yaml"
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        try:
+            return ASRTask.build_model_from_file(path)
+        except (TypeError, ValueError, AssertionError, KeyError) as error:
+            raise RecipeError(f"ESPnet cannot build the model: {error}") from None
+
+
+def _config(path: Path) -> dict:
+    try:
+        return mapping(path)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is no configuration of ESPnet: {' '.join(str(error).split())}") from None
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    """The parameters that a file of ESPnet, DeepSpeed or Lightning holds."""
+    try:
+        state = safe_torch_load(path, map_location="cpu")
+    except Exception as error:  # torch.load raises whatever its readers raise
+        raise RecipeError(f"{path} holds no model that can be loaded: {str(error).splitlines()[0]}") from None
+    for wrapper in ("module", "state_dict"):
+        state = state.get(wrapper, state) if isinstance(state, Mapping) else state
+    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise RecipeError(f"{path} holds no model: a file with parameters alone is needed, such as {MODEL_FILE}")
+    return dict(state)
+
+
+def _load(model: nn.Module, state: dict[str, Tensor]) -> str:
+    """Load the parameters; what does not fit, if anything does not. (ESPnet would load what does.)"""
+
+    def some(names: list[str]) -> str:
+        return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        return str(error).splitlines()[1].strip()
+    wrong = [f"it lacks {some(missing)}"] if missing else []
+    wrong += [f"it has {some(unexpected)}, which the model has not"] if unexpected else []
+    return "; ".join(wrong)

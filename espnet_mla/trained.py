@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from espnet_mla.pretrained import MODEL_FILE, locate, mapping, recipe_folder, with_files
 from espnet_mla.recipe.files import RecipeError
+from espnet_mla.recipe.options import hertz
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,14 @@ class Source:
             raise RecipeError(f"{self.config_file}: {error}; an experiment needs its recipe's folder") from None
         if wrong := _load(model, state):
             raise RecipeError(f"{self.model_file} does not fit {self.config_file}: {wrong}")
+        if model.frontend is None:
+            raise RecipeError(f"{self.config_file}: frontend: null: this model takes features, here only audio is read")
         return model.eval(), args
+
+    @property
+    def fs(self) -> int:
+        """Hz of its audio."""
+        return sampling_rate(self.config)
 
 
 def find(config_file: str | None, model_file: str | None, model_tag: str | None) -> Source:
@@ -72,6 +80,11 @@ def find(config_file: str | None, model_file: str | None, model_tag: str | None)
         root = None
     content = _config(config)
     return Source(content, config, model, root or recipe_folder(config), packed)
+
+
+def sampling_rate(config: Mapping) -> int:
+    """Hz of the audio that a model of this configuration takes; ESPnet's default is 16 kHz."""
+    return hertz(str((config.get("frontend_conf") or {}).get("fs", 16000)))
 
 
 def build(config: dict) -> tuple[nn.Module, Namespace]:
@@ -102,6 +115,8 @@ def _state(path: Path) -> dict[str, Tensor]:
         state = state.get(wrapper, state) if isinstance(state, Mapping) else state
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise RecipeError(f"{path} holds no model: a file with parameters alone is needed, such as {MODEL_FILE}")
+    if broken := [name for name, value in state.items() if not value.isfinite().all()]:
+        raise RecipeError(f"{path}: {broken[0]} has values that are not finite numbers")
     return dict(state)
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import espnet_mla
 from espnet_mla.recipe.files import RecipeError
-from espnet_mla.recipe.options import hertz
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 
-    rate = hertz(str(speech2text.asr_train_args.frontend_conf.get("fs", 16000)))
+    from espnet_mla.trained import sampling_rate
+
+    rate = sampling_rate(vars(speech2text.asr_train_args))
     status = 0
     for path in options.audio:
         began = time.perf_counter()

@@ -316,6 +316,28 @@ def test_a_decoder_that_cannot_be_converted_is_named(capsys, tmp_path):
     )  # fmt: skip
 
 
+def test_a_model_without_a_decoder_is_converted_but_for_the_decoder(capsys, tmp_path):
+    config = yaml.safe_load(Path("exp/asr_tiny/config.yaml").read_text())
+    ctc = {
+        "model_conf": {**config["model_conf"], "ctc_weight": 1.0},
+        "encoder_conf": {**SIZES, "cgmlp_linear_units": 32},
+    }
+    refuse_model(
+        capsys, tmp_path, "model_conf: ctc_weight: 1.0: this model has no decoder to convert",
+        "--modules", "decoder_src", "--kv_lora_rank", "4", **ctc,
+    )  # fmt: skip
+    add("ctc", **ctc)
+    assert convert("ctc", "--kv_lora_rank", str(D), "--calibration", SPEECH, output_dir=tmp_path / "out") == 0
+    torch.testing.assert_close(encoded(tmp_path / "out"), encoded("exp/asr_ctc"), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_of_features_is_refused(capsys, tmp_path):
+    conf = {**SIZES, "cgmlp_linear_units": 32}
+    refuse_model(
+        capsys, tmp_path, "frontend: null: this model takes features", frontend=None, input_size=80, encoder_conf=conf
+    )
+
+
 def wav_scp(text):
     path = Path("data/other.scp")
     path.write_text(text)
@@ -415,6 +437,10 @@ def garbage():
         (
             "size mismatch for ctc.ctc_lo.bias",
             lambda: other_checkpoint("other", lambda s: s.update({"ctc.ctc_lo.bias": torch.ones(3)})),
+        ),
+        (
+            "ctc.ctc_lo.bias has values that are not finite numbers",
+            lambda: other_checkpoint("nan", lambda s: s["ctc.ctc_lo.bias"].fill_(float("nan"))),
         ),
         (
             "a file with parameters alone is needed",

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from espnet_mla.recipe import wavscp
 from espnet_mla.recipe.files import RecipeError, read_table
-from espnet_mla.recipe.options import hertz
+from espnet_mla.trained import sampling_rate
 
 
 @dataclass
@@ -82,12 +82,8 @@ def prepare(path: Path, utterances: int, args: SimpleNamespace, with_text: bool)
         with_text: whether a decoder is to be run as well.
 
     Raises:
-        RecipeError: a file is missing, holds nothing, or lacks an utterance; or the model takes no audio.
+        RecipeError: a file is missing, holds nothing, or lacks an utterance.
     """
-    if getattr(args, "frontend", None) != "default":
-        raise RecipeError(
-            f"--calibration: frontend: {args.frontend}: only a model with ESPnet's default one takes audio here"
-        )
     table = read_table(path)
     if not table:
         raise RecipeError(f"{path} holds no utterance")
@@ -100,5 +96,4 @@ def prepare(path: Path, utterances: int, args: SimpleNamespace, with_text: bool)
         texts = read_table(beside)
         if missing := [key for key in chosen if key not in texts]:
             raise RecipeError(f"{beside} lacks {missing[0]} of {path}: to convert a decoder, the text must be known")
-    rate = hertz(str((args.frontend_conf or {}).get("fs", 16000)))
-    return Calibration(path, {key: table[key] for key in chosen}, texts, rate)
+    return Calibration(path, {key: table[key] for key in chosen}, texts, sampling_rate(vars(args)))

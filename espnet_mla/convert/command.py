@@ -56,7 +56,6 @@ def _convert(options: argparse.Namespace, wanted: "Wanted") -> None:
     from espnet_mla.convert.model import convert
     from espnet_mla.measure import figures
     from espnet_mla.recipe.jobs import end_on_signals
-    from espnet_mla.recipe.options import hertz
     from espnet_mla.recipe.report import log
     from espnet_mla.trained import find
 
@@ -67,7 +66,6 @@ def _convert(options: argparse.Namespace, wanted: "Wanted") -> None:
     register()
     source = find(options.asr_train_config, options.asr_model_file, options.model_tag)
     result = convert(source, wanted)
-    rate = hertz(str((source.config.get("frontend_conf") or {}).get("fs", 16000)))
     with experiment.leaving(place, options.overwrite) as folder:
         experiment.write(folder, place, source, result.config, result.model.state_dict())
         record = {
@@ -75,7 +73,7 @@ def _convert(options: argparse.Namespace, wanted: "Wanted") -> None:
             **result.record,
         }
         (folder / experiment.CONVERSION).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        figures.write(folder, figures.of_model(result.model, rate))
+        figures.write(folder, figures.of_model(result.model, source.fs))
     print(result.table())
     log(f"{place} is complete: {place / experiment.MODEL} ({time.monotonic() - began:.0f} seconds)")
 

@@ -79,9 +79,15 @@ def leaving(folder: Path, overwrite: bool) -> Iterator[Path]:
             partial = Path(scratch) / "new"
             partial.mkdir()
             yield partial
+            old = Path(scratch) / "old"
             if folder.exists():
-                folder.rename(Path(scratch) / "old")
-            partial.rename(folder)
+                folder.rename(old)
+            try:
+                partial.rename(folder)
+            except OSError:
+                if old.exists():
+                    old.rename(folder)
+                raise
     except OSError as error:
         raise RecipeError(f"cannot write {folder}: {error}") from None
 

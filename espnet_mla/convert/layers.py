@@ -57,6 +57,8 @@ def _encoder(model: nn.Module, config: dict) -> tuple[Part, dict[str, nn.Module]
 def _decoder(slot: str, model: nn.Module, config: dict) -> tuple[Part, dict[str, nn.Module]]:
     which = slot.removesuffix("_attn")
     part = Part(f"decoder_{which}", "decoder_conf", f"{which}_attention_layer_type", f"{which}_attention_conf")
+    if model.decoder is None:
+        raise RecipeError("model_conf: ctc_weight: 1.0: this model has no decoder to convert")
     if not isinstance(model.decoder, TransformerDecoder):
         raise RecipeError(f"decoder: {config.get('decoder')} can't be converted; what can is transformer")
     found = {f"decoder.decoders.{n}.{slot}": getattr(layer, slot) for n, layer in enumerate(model.decoder.decoders)}

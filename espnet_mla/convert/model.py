@@ -1,7 +1,6 @@
 """convert(): the model of an experiment with other attentions, and a record of what each layer kept."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from espnet_mla.convert.calibration import Calibration
 from espnet_mla.convert.layers import Part
 from espnet_mla.convert.statistics import Gathering, Seen
 from espnet_mla.convert.wanted import Wanted
+from espnet_mla.measure.caches import cache_of
 from espnet_mla.pretrained import with_files
 from espnet_mla.recipe.options import UsageError
 from espnet_mla.recipe.report import log
@@ -87,9 +87,8 @@ def convert(source: Source, wanted: Wanted) -> Converted:
         old, new = attentions[record["name"]], modules[record["name"]]
         x = torch.zeros(1, 1, new.d_model)
         record["size"] = new.kv_lora_rank if wanted.attention == "mla" else new.num_kv_heads
-        record["bytes_before"] = sum(layer(x).nbytes for layer in (old.linear_k, old.linear_v))
-        record["bytes_after"] = new.project_kv(x).nbytes_per_frame
-        record["frames_seen"] = one.frames if (one := seen[record["name"]]) else 0
+        record["bytes_before"], record["bytes_after"] = (cache_of(one, x).nbytes_per_frame for one in (old, new))
+        record["frames_seen"] = seen[record["name"]].frames if speech else 0
     pairs = {name: (old, modules[name]) for name, old in attentions.items()}
     errors = _compare(model, args, pairs, speech) if speech else dict.fromkeys(pairs)
     for record in records:
@@ -215,14 +214,14 @@ def _compare(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: (error / whole) ** 0.5 for name, (error, whole) in sums.items()}
+    return {name: (error / whole) ** 0.5 if whole else 0.0 for name, (error, whole) in sums.items()}
 
 
 def _summary(speech: Calibration | None) -> dict | None:
     if speech is None:
         return None
     return {
-        "wav_scp": str(Path(speech.path)),
+        "wav_scp": str(speech.path),
         "utterances": len(speech.entries) - speech.left_out,
         "too_short": speech.left_out,
         "seconds": round(speech.seconds, 2),

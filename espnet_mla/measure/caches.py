@@ -92,7 +92,7 @@ def filled(model: nn.Module, speech: Sequence[Tensor]) -> dict[str, Kept]:
     found = {}
     if seen:
         found["encoder"] = Kept(
-            "encoder", _name(next(iter(seen.values()))[0]), [_cache(*seen[name]) for name in attentions]
+            "encoder", _name(next(iter(seen.values()))[0]), [cache_of(*seen[name]) for name in attentions]
         )
     if isinstance(model.decoder, TransformerDecoder):
         encoded = encoded[0] if isinstance(encoded, tuple) else encoded  # with those of the layers between
@@ -128,8 +128,9 @@ def _cached(module: nn.Module) -> bool:
     return isinstance(module, Attention | MultiHeadedAttention)
 
 
-def _cache(attention: nn.Module, x: Tensor) -> Cache:
-    if isinstance(attention, Attention):
+def cache_of(attention: nn.Module, x: Tensor) -> Cache:
+    """What an attention keeps, or ESPnet's own would have to keep, of the frames x (batch, time, d)."""
+    if hasattr(attention, "project_kv"):
         return attention.project_kv(x)
     _, k, v = attention.forward_qkv(x, x, x)
     return FrameCache((k, v))

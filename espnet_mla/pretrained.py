@@ -36,7 +36,7 @@ def from_pretrained(
     source: str | os.PathLike[str], *, inference_asr_model: str = MODEL_FILE, **options: object
 ) -> "Speech2Text":
     """Load a trained model with the plugin registered; see `espnet_mla.from_pretrained`."""
-    root, files = locate(source, inference_asr_model)
+    root, files, _ = locate(source, inference_asr_model)
     espnet_mla.register()
     from espnet2.bin.asr_inference import Speech2Text
     from espnet2.torch_utils.safe_torch_load import UnsafeLoadRefusedError
@@ -53,15 +53,18 @@ def from_pretrained(
             raise RecipeError(f"{source} cannot be loaded: {why}; an experiment needs its recipe's folder") from error
 
 
-def locate(source: str | os.PathLike[str], inference_asr_model: str) -> tuple[Path, dict[str, Path]]:
+def locate(
+    source: str | os.PathLike[str], inference_asr_model: str, option: str = "inference_asr_model"
+) -> tuple[Path, dict[str, Path], bool]:
     """Where the files of a trained model lie.
 
     Args:
         source, inference_asr_model: as `espnet_mla.from_pretrained` takes them.
+        option: what names another model of an experiment, for messages.
 
     Returns:
-        The folder that the paths in its configuration start from, and the files, under the names of Speech2Text's
-        arguments.
+        The folder that the paths in its configuration start from; the files, under the names of Speech2Text's arguments;
+        and whether they come from an archive or from the hub, so that they may go away.
 
     Raises:
         RecipeError: as `espnet_mla.from_pretrained`.
@@ -70,7 +73,8 @@ def locate(source: str | os.PathLike[str], inference_asr_model: str) -> tuple[Pa
     folder = Path(os.path.abspath(place if place.exists() else _downloaded(str(source))))
     if folder.is_file():
         folder = _unpacked_in_cache(folder)
-    if (folder / "meta.yaml").is_file():
+    packed = (folder / "meta.yaml").is_file()
+    if packed:
         _check_version(folder, source)
         root, files = folder, _packed_files(folder, source)
     elif (folder / "config.yaml").is_file():
@@ -80,8 +84,8 @@ def locate(source: str | os.PathLike[str], inference_asr_model: str) -> tuple[Pa
         raise RecipeError(f"{source} holds neither meta.yaml nor config.yaml: {_VALID}")
     for path in files.values():
         if not path.is_file():
-            raise RecipeError(f"{source} lacks {os.path.relpath(path, folder)}{_other_models(folder)}")
-    return root, files
+            raise RecipeError(f"{source} lacks {os.path.relpath(path, folder)}{_other_models(folder, option)}")
+    return root, files, packed
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -160,16 +164,23 @@ def recipe_folder(config: Path) -> Path:
 
 
 def mapping(path: Path) -> dict:
-    """What a YAML file of `key: value` lines holds."""
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    """What a YAML file of `key: value` lines holds.
+
+    Raises:
+        RecipeError: it holds something else, or can't be read.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path} must hold `key: value` lines")
     return content
 
 
-def _other_models(folder: Path) -> str:
+def _other_models(folder: Path, option: str) -> str:
     models = sorted(path.name for path in folder.glob("*.pth") if path.name != "checkpoint.pth")
-    return f"; inference_asr_model may be {', '.join(models)}" if models else ""
+    return f"; {option} may be {', '.join(models)}" if models else ""
 
 
 def with_files(value: object, root: Path, named: Callable[[Path], str] = str) -> object:

@@ -41,10 +41,7 @@ class Source:
         """
         config = with_files(self.config, self.root)
         state = _state(self.model_file)
-        try:
-            model, args = build(config)
-        except OSError as error:
-            raise RecipeError(f"{self.config_file}: {error}; an experiment needs its recipe's folder") from None
+        model, args = build(config, str(self.config_file))
         if wrong := _load(model, state):
             raise RecipeError(f"{self.model_file} does not fit {self.config_file}: {wrong}")
         if model.frontend is None:
@@ -69,17 +66,18 @@ def find(config_file: str | None, model_file: str | None, model_tag: str | None)
         RecipeError: a file is missing, or the configuration is broken; or as `espnet_mla.from_pretrained`.
     """
     if model_tag:
-        root, files = locate(model_tag, MODEL_FILE)
-        config, model, packed = files["asr_train_config"], files["asr_model_file"], (root / "meta.yaml").is_file()
+        root, files, packed = locate(model_tag, MODEL_FILE, "--asr_model_file")
+        config, model = files["asr_train_config"], files["asr_model_file"]
     else:
         model = Path(model_file)
-        config, packed = Path(config_file or model.parent / "config.yaml"), False
-        for path in (config, model):
+        config = Path(config_file or model.parent / "config.yaml")
+        for path in (model, config):
             if not path.is_file():
-                raise RecipeError(f"{path} does not exist")
-        root = None
-    content = _config(config)
-    return Source(content, config, model, root or recipe_folder(config), packed)
+                raise RecipeError(
+                    f"{path} is a folder: a file is needed" if path.is_dir() else f"{path} does not exist"
+                )
+        root, packed = recipe_folder(config), False
+    return Source(mapping(config), config, model, root, packed)
 
 
 def sampling_rate(config: Mapping) -> int:
@@ -87,22 +85,26 @@ def sampling_rate(config: Mapping) -> int:
     return hertz(str((config.get("frontend_conf") or {}).get("fs", 16000)))
 
 
-def build(config: dict) -> tuple[nn.Module, Namespace]:
-    """ESPnet's model, with random weights, and its configuration."""
+def build(config: dict, name: str) -> tuple[nn.Module, Namespace]:
+    """ESPnet's model, with weights that are yet to be loaded, and its configuration.
+
+    Args:
+        name: of the configuration, for messages.
+
+    Raises:
+        RecipeError: ESPnet can't build it.
+    """
+    config = {**config, "init": None}  # an old way of initialising may not be known any more
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "config.yaml"
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
         try:
             return ASRTask.build_model_from_file(path)
-        except (TypeError, ValueError, AssertionError, KeyError) as error:
-            raise RecipeError(f"ESPnet cannot build the model: {error}") from None
-
-
-def _config(path: Path) -> dict:
-    try:
-        return mapping(path)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is no configuration of ESPnet: {' '.join(str(error).split())}") from None
+        except OSError as error:
+            raise RecipeError(f"{name}: {error}; an experiment needs its recipe's folder") from None
+        except Exception as error:  # constructors and type checks raise whatever they raise
+            what = " ".join(str(error).split())
+            raise RecipeError(f"{name}: ESPnet cannot build the model: {type(error).__name__}: {what}") from None
 
 
 def _state(path: Path) -> dict[str, Tensor]:

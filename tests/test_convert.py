@@ -18,8 +18,10 @@ from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask
 
 import espnet_mla
+from espnet_mla.convert import factors, heads
 from espnet_mla.convert.command import main
 from espnet_mla.convert.experiment import finetuning
+from espnet_mla.convert.wanted import METHODS
 
 D, LAYERS, HEADS = 32, 2, 2
 SIZES = {"output_size": D, "attention_heads": HEADS, "num_blocks": LAYERS}
@@ -254,7 +256,7 @@ def test_a_packed_model_is_converted_with_copies_of_what_it_needs(tmp_path, monk
     os.chdir(tmp_path)
     assert main(["--model_tag", "a.zip", "--kv_lora_rank", str(D), "--output_dir", "exp/out"]) == 0
     shutil.rmtree("cache")
-    assert {"bpe.model", "feats_stats.npz"} <= {path.name for path in Path("exp/out").iterdir()}
+    assert {"bpe.model", "feats_stats.npz"} <= {path.name for path in Path("exp/out").rglob("*")}
     speech2text = espnet_mla.from_pretrained("exp/out", **experiment.DECODING)
     for (text, score), (its_text, its_score) in zip(
         experiment.heard(speech2text, experiment.samples(here)), expected, strict=True
@@ -274,6 +276,44 @@ def test_an_existing_folder_is_replaced_only_when_told_and_only_one_that_was_mad
     assert convert("conformer", "--kv_lora_rank", "6", "--overwrite", output_dir="exp/asr_branchformer") == 1
     assert "was not made by espnet-mla convert" in capsys.readouterr().err
     assert sorted(Path("exp/asr_branchformer").iterdir()) == before
+
+
+def test_an_old_folder_survives_what_goes_wrong_while_it_is_replaced(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert convert("conformer", "--kv_lora_rank", "5", output_dir=out) == 0
+    rename = Path.rename
+
+    def interrupted(path, target):
+        if path.name == "new":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    assert convert("conformer", "--kv_lora_rank", "6", "--overwrite", output_dir=out) == 130
+    assert record(out)["layers"][0]["size"] == 5
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_link_to_another_disk_stays_one(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk/model")
+    for rank in ("5", "6"):
+        assert convert("conformer", "--kv_lora_rank", rank, "--overwrite", output_dir=tmp_path / "out") == 0
+        assert (tmp_path / "out").is_symlink()
+        assert record(tmp_path / "disk/model")["layers"][0]["size"] == int(rank)
+
+
+def test_a_place_where_nothing_can_be_is_refused_before_any_work(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    assert convert("conformer", "--kv_lora_rank", "5", output_dir=tmp_path / "file/out") == 1
+    assert f"{tmp_path / 'file'} is no folder that can be written to" in capsys.readouterr().err
+    model = Path("exp/asr_conformer/valid.acc.ave.pth").absolute()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert main(["--asr_model_file", str(model), "--kv_lora_rank", "5", "--output_dir", "."]) == 1
+    out, err = capsys.readouterr()
+    assert "--output_dir . is the current folder" in err
+    assert "energy kept" not in out
 
 
 def refuse_model(capsys, tmp_path, message, *options, **changed):
@@ -303,6 +343,7 @@ def refuse_model(capsys, tmp_path, message, *options, **changed):
             **SIZES, "qk_norm": True, "selfattention_layer_type": "selfattn", "pos_enc_layer_type": "abs_pos",
         }),
         ("use_attn: false", "branchformer", {**SIZES, "use_attn": False}),
+        ("pos_enc_layer_type: conv can't be converted", "transformer", {**SIZES, "pos_enc_layer_type": "conv"}),
     ],
 )  # fmt: skip
 def test_an_encoder_that_cannot_be_converted_is_named(capsys, tmp_path, message, encoder, conf):
@@ -338,6 +379,33 @@ def test_a_model_of_features_is_refused(capsys, tmp_path):
     )
 
 
+@pytest.mark.parametrize("position", ["scaled_abs_pos", "rel_pos"])
+def test_positions_that_espnets_transformer_does_not_know_are_what_it_takes_for_them(position, tmp_path):
+    add(f"transformer_{position}", encoder="transformer", encoder_conf={**SIZES, "pos_enc_layer_type": position})
+    tag = f"transformer_{position}"
+    assert convert(tag, "--kv_lora_rank", str(D), "--calibration", SPEECH, output_dir=tmp_path / "out") == 0
+    torch.testing.assert_close(encoded(tmp_path / "out"), encoded(f"exp/asr_{tag}"), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_of_which_espnet_has_forgotten_how_it_was_initialised_is_converted(tmp_path):
+    add("chainer", encoder="transformer", encoder_conf=SIZES)
+    path = Path("exp/asr_chainer/config.yaml")
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"init": "chainer"}))
+    assert convert("chainer", "--kv_lora_rank", "4", output_dir=tmp_path / "out") == 0
+    assert "init" not in yaml.safe_load((tmp_path / "out/finetune.yaml").read_text())
+
+
+def test_decoder_calibration_without_text_or_tokens_is_no_trouble_or_named(capsys, tmp_path):
+    Path("data/empty").mkdir()
+    shutil.copyfile(SPEECH, "data/empty/wav.scp")
+    Path("data/empty/text").write_text("a\nb A BIG DOG\nc WORDS NOBODY KNOWS\n")
+    options = ("--kv_lora_rank", "4", "--modules", "decoder_self,decoder_src", "--calibration", "data/empty/wav.scp")
+    assert convert("conformer", *options, output_dir=tmp_path / "out") == 0
+    shutil.rmtree(tmp_path / "out")
+    conf = {**SIZES, "cgmlp_linear_units": 32}
+    refuse_model(capsys, tmp_path, "use_preprocessor: false", *options, use_preprocessor=False, encoder_conf=conf)
+
+
 def wav_scp(text):
     path = Path("data/other.scp")
     path.write_text(text)
@@ -356,7 +424,15 @@ def slow_audio():
 
 def short_audio():
     soundfile.write("data/d.flac", np.zeros(700), 16000)
-    return wav_scp("d data/d.flac\n")
+    soundfile.write("data/e.flac", np.zeros(1), 16000)
+    return wav_scp("d data/d.flac\ne data/e.flac\n")
+
+
+def recordings():
+    Path("data/long").mkdir(exist_ok=True)
+    shutil.copyfile(SPEECH, "data/long/wav.scp")
+    Path("data/long/segments").write_text("a1 a 0 1\n")
+    return "data/long/wav.scp"
 
 
 @pytest.mark.parametrize(
@@ -366,8 +442,10 @@ def short_audio():
         ("data/other.scp: a: cannot read data/missing.flac", lambda: wav_scp("a data/missing.flac\n")),
         ("data/other.scp: a: cannot read data/broken.flac", broken_audio),
         ("data/other.scp: a: data/slow.flac has 8000 Hz, but the model takes 16000 Hz", slow_audio),
+        ("data cannot be read: Is a directory", lambda: "data"),
+        ("data/long/wav.scp is of whole recordings, by segments beside it", recordings),
         ("data/other.scp holds no utterance", lambda: wav_scp("\n")),
-        ("data/other.scp: all 1 utterances are too short for the model", short_audio),
+        ("data/other.scp: all 2 utterances are too short for the model", short_audio),
     ],
 )
 def test_calibration_speech_that_is_no_good_is_named(capsys, tmp_path, message, make):
@@ -391,11 +469,13 @@ def test_a_decoder_needs_the_text_of_the_calibration_speech(capsys, tmp_path):
         ("--kv_lora_rank 33 is more than output_size (32)", ("--kv_lora_rank", "33")),
         ("--kv_lora_rank 0: a whole number of at least 1", ("--kv_lora_rank", "0")),
         ("--kv_lora_rank many: a whole number", ("--kv_lora_rank", "many")),
+        ("--kv_lora_rank [4: a whole number", ("--kv_lora_rank", "[4")),
+        ("--num_kv_heads : a whole number", ("--attention", "gqa", "--num_kv_heads", "")),
         ("--kv_lora_rank: 3 numbers are given, but the encoder has 2 layers", ("--kv_lora_rank", "4,5,6")),
         ("--attention mla needs either --kv_lora_rank or --kv_budget", ()),
         ("--attention mla needs either", ("--kv_lora_rank", "4", "--kv_budget", "0.1")),
         ("--kv_budget 0.6: more than 0 and at most 0.5", ("--kv_budget", "0.6")),
-        ("--kv_budget 0.001: 0 dimensions for 2 layers: there must be 2 to 64", ("--kv_budget", "0.001")),
+        ("--kv_budget 0.001 keeps 0 numbers for the 2 layers of the encoder", ("--kv_budget", "0.001")),
         ("--num_kv_heads 3 must divide attention_heads (2)", ("--attention", "gqa", "--num_kv_heads", "3")),
         ("--kv_lora_rank: --attention gqa has no such option", ("--attention", "gqa", "--kv_lora_rank", "4")),
         ("--num_kv_heads: --attention mla has no such option", ("--num_kv_heads", "1", "--kv_lora_rank", "4")),
@@ -461,8 +541,27 @@ def test_a_configuration_that_is_none_is_named(capsys, tmp_path):
     (tmp_path / "config.yaml").write_text("encoder: [")
     shutil.copyfile("exp/asr_conformer/valid.acc.ave.pth", tmp_path / "model.pth")
     assert main(["--asr_model_file", str(tmp_path / "model.pth"), "--kv_lora_rank", "4", "--output_dir", "exp/no"]) == 1
-    assert f"{tmp_path}/config.yaml is no configuration of ESPnet" in capsys.readouterr().err
+    assert f"{tmp_path}/config.yaml cannot be read: " in capsys.readouterr().err
     assert not Path("exp/no").exists()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"encoder_conf": None},
+        {"encoder_conf": {**SIZES, "linear_units": "many"}},
+        {"token_list": 5},
+        {"encoder": 5},
+        {"frontend_conf": {"fs": "abc"}},
+    ],
+)
+def test_a_configuration_that_espnet_cannot_build_from_is_named(capsys, tmp_path, changed):
+    config = yaml.safe_load(Path("exp/asr_conformer/config.yaml").read_text()) | changed
+    (tmp_path / "broken.yaml").write_text(yaml.safe_dump(config))
+    options = ("--asr_train_config", str(tmp_path / "broken.yaml"), "--kv_lora_rank", "4")
+    assert convert("conformer", *options, output_dir=tmp_path / "out") == 1
+    assert f"error: {tmp_path / 'broken.yaml'}: ESPnet cannot build the model: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_disk_that_is_full_is_told_and_leaves_nothing(tmp_path, capsys, largest_file):
@@ -486,6 +585,25 @@ def test_fine_tuning_takes_a_tenth_of_the_epochs_at_a_tenth_of_the_rate():
     assert not {"train_shape_file", "train_data_path_and_name_and_type", "output_dir", "token_list"} & set(tuning)
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "conf", "lr", "peak"),
+    [
+        ("warmuplr", {"warmup_steps": 100}, 0.002, 0.002),
+        (None, {}, 0.002, 0.002),
+        ("noamlr", {"model_size": 256, "warmup_steps": 25000}, 10.0, 10 / 16 / 25000**0.5),
+        ("onecyclelr", {"max_lr": 0.003, "total_steps": 10}, 1e-6, 0.003),
+        ("piecewiselinearwarmuplr", {"warmup_steps_list": [0, 9], "warmup_lr_list": [0.0, 0.004]}, 1.0, 0.004),
+    ],
+)
+def test_the_rate_is_a_tenth_of_the_highest_of_the_schedulers(scheduler, conf, lr, peak):
+    config = yaml.safe_load(Path("exp/asr_conformer/config.yaml").read_text())
+    config |= {"optim": "adam", "optim_conf": {"lr": lr}, "scheduler": scheduler, "scheduler_conf": conf}
+    tuning = finetuning(config | {"an_old_key": 3})
+    assert tuning["optim_conf"]["lr"] == pytest.approx(peak / 10, rel=1e-4)
+    assert tuning["scheduler"] is None
+    assert "an_old_key" not in tuning
+
+
 def test_asr_train_takes_the_configuration_for_fine_tuning(tmp_path):
     assert convert("conformer", "--kv_lora_rank", "5,9", output_dir="exp/asr_tune") == 0
     source = yaml.safe_load(Path("exp/asr_conformer/config.yaml").read_text())
@@ -501,6 +619,11 @@ def test_asr_train_takes_the_configuration_for_fine_tuning(tmp_path):
     written = yaml.safe_load((tmp_path / "tuned/config.yaml").read_text())
     assert written["encoder_conf"]["attention_conf"] == {"kv_lora_rank": [5, 9]}
     assert written["scheduler"] is None
+
+
+def test_the_methods_that_are_offered_are_those_that_there_are():
+    offered = {"mla": factors.METHODS, "gqa": heads.METHODS}
+    assert {kind: list(methods) for kind, methods in METHODS.items()} == {kind: list(m) for kind, m in offered.items()}
 
 
 def test_help_is_there_without_loading_anything():

@@ -135,6 +135,18 @@ def test_attention_loses_least_of_all_ways_in_what_it_looks_at(seed, rank):
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 99), rank=st.integers(1, D - 1))
+def test_a_longer_search_for_the_latents_of_attention_finds_nothing_better(seed, rank):
+    weights, seen = random_weights(seed), random_seen(seed)
+    found = METHODS["attention"](weights, seen).factors(rank)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(factors, "STEPS", 2000)
+        patched.setattr(factors, "SETTLED", 0.0)
+        best = METHODS["attention"](weights, seen).factors(rank)
+    assert 1 - found.kept < 1.1 * (1 - best.kept) + 1e-3
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 99), rank=st.integers(1, D - 1))
 def test_the_energy_that_attention_keeps_is_what_its_definition_says(seed, rank):
     weights, seen = random_weights(seed), random_seen(seed)
     made = METHODS["attention"](weights, seen).factors(rank)

@@ -87,6 +87,33 @@ def test_mean_is_the_mean_of_the_heads_of_a_group():
         )
 
 
+def test_no_further_turn_brings_a_head_nearer_to_the_mean_of_its_group():
+    """Of the best rotations to a given mean, mean times turned head is symmetric and positive (Procrustes)."""
+    attention = build("mha", "rel_pos")
+    gathering = Gathering(attention)
+    gathering.add(torch.randn(1, 50, D), torch.randn(1, 50, D), torch.randn(1, 99, D), None)
+    seen, weights = gathering.seen(), layers.weights_of(attention)
+    pooled = METHODS["aligned"](weights, seen, 1)
+    for turn, maps, mean in ((pooled.k_turn, weights.k, pooled.k[0]), (pooled.v_turn, weights.v, pooled.v[0])):
+        product = mean @ seen.covariance @ (turn @ maps).transpose(1, 2)
+        assert (product - product.transpose(1, 2)).norm() < 0.02 * product.norm()
+        assert (torch.linalg.eigvalsh(product + product.transpose(1, 2)) > 0).all()
+
+
+def test_pooled_values_are_right_on_the_average():
+    attention = build("mha", "abs_pos")
+    gathering = Gathering(attention)
+    x = torch.randn(1, 50, D) + torch.randn(D)
+    gathering.add(x, x, None, None)
+    seen, weights = gathering.seen(), layers.weights_of(attention)
+    pooled = METHODS["aligned"](weights, seen, 2)
+    shared = pooled.v.repeat_interleave(2, dim=0)
+    values = pooled.v_turn.transpose(1, 2) @ shared @ seen.value_means.unsqueeze(-1)
+    torch.testing.assert_close(
+        values.flatten() + pooled.v_shift, (weights.v @ seen.value_means.unsqueeze(-1)).flatten()
+    )
+
+
 def test_aligned_heads_have_more_in_common():
     attention = build("mha", "rel_pos")
     kept = {method: converted(attention, method, 1)[1].kept for method in METHODS}

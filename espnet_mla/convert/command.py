@@ -6,13 +6,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from espnet_mla.convert.wanted import METHODS, Wanted
 from espnet_mla.recipe.files import RecipeError
 from espnet_mla.recipe.options import UsageError
-
-if TYPE_CHECKING:
-    from espnet_mla.convert.model import Wanted
 
 DESCRIPTION = """\
 Turn a trained ESPnet model with multi-head attention into one that keeps less of the past, without training: one latent
@@ -23,7 +20,6 @@ FOLDER/model.pth).
 """
 
 MODULES = ("encoder", "decoder_self", "decoder_src")
-METHODS = {"mla": ("split", "joint", "covariance", "attention"), "gqa": ("mean", "aligned")}
 METHOD_HELP = """\
 mla: attention (least error of what the attention puts out; the default with --calibration), covariance (of keys and
 values), joint (of the weights; the default without), split (of the weights of keys and of values apart). gqa: aligned (heads
@@ -44,12 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
+        print("stopped; no model was written", file=sys.stderr)
         return 130
     return 0
 
 
-def _convert(options: argparse.Namespace, wanted: "Wanted") -> None:
+def _convert(options: argparse.Namespace, wanted: Wanted) -> None:
     # Imported here because --help and a wrong option are answered at once.
     from espnet_mla import register
     from espnet_mla.convert import experiment
@@ -78,7 +74,7 @@ def _convert(options: argparse.Namespace, wanted: "Wanted") -> None:
     log(f"{place} is complete: {place / experiment.MODEL} ({time.monotonic() - began:.0f} seconds)")
 
 
-def _wanted(options: argparse.Namespace) -> "Wanted":
+def _wanted(options: argparse.Namespace) -> Wanted:
     """The options, checked as far as the model need not be known.
 
     Raises:
@@ -89,11 +85,11 @@ def _wanted(options: argparse.Namespace) -> "Wanted":
     if options.model_tag and options.asr_train_config:
         raise UsageError("--asr_train_config goes with --asr_model_file: --model_tag brings its own configuration")
     methods = METHODS[options.attention]
-    default = methods[-1] if options.calibration else {"mla": "joint", "gqa": "mean"}[options.attention]
-    method = options.method or default
+    possible = [name for name, looks in methods.items() if options.calibration or not looks]
+    method = options.method or possible[-1]
     if method not in methods:
         raise UsageError(f"--method {method}: --attention {options.attention} has {', '.join(methods)}")
-    if method in ("covariance", "attention", "aligned") and not options.calibration:
+    if method not in possible:
         raise UsageError(f"--method {method} needs --calibration, the wav.scp of some speech")
     if options.calibration_utterances < 1:
         raise UsageError(f"--calibration_utterances {options.calibration_utterances}: at least 1 is needed")
@@ -105,7 +101,7 @@ def _wanted(options: argparse.Namespace) -> "Wanted":
             raise UsageError(f"--{name}: --attention {options.attention} has no such option")
     sizes = None
     if options.attention == "gqa":
-        sizes = _numbers("num_kv_heads", options.num_kv_heads or "1")
+        sizes = _numbers("num_kv_heads", "1" if options.num_kv_heads is None else options.num_kv_heads)
     elif (options.kv_lora_rank is None) == (options.kv_budget is None):
         raise UsageError("--attention mla needs either --kv_lora_rank or --kv_budget")
     elif options.kv_lora_rank is not None:
@@ -114,8 +110,6 @@ def _wanted(options: argparse.Namespace) -> "Wanted":
         raise UsageError(
             f"--kv_budget {options.kv_budget}: more than 0 and at most 0.5, which is what an exact conversion keeps"
         )
-    from espnet_mla.convert.wanted import Wanted
-
     return Wanted(
         attention=options.attention,
         method=method,
@@ -129,7 +123,7 @@ def _wanted(options: argparse.Namespace) -> "Wanted":
 
 def _numbers(name: str, text: str) -> list[int]:
     try:
-        numbers = [int(part) for part in text.strip("[]").split(",")]
+        numbers = [int(part) for part in text.split(",")]
     except ValueError:
         numbers = [0]
     if min(numbers) < 1:
@@ -182,5 +176,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     to = parser.add_argument_group("where to")
     to.add_argument("--output_dir", metavar="FOLDER", required=True, help="as exp/A_mla64; it must not exist")
-    to.add_argument("--overwrite", action="store_true", help="replace it, if it was left by an earlier conversion")
+    to.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace what an earlier conversion has left there, with all that was added to it",
+    )
     return parser

@@ -29,7 +29,7 @@ SHARE = 10  # fine-tuning takes a tenth of the training's epochs
 _OF_A_RUN = (
     "config", "output_dir", "dry_run", "print_config", "collect_stats", "resume", "ngpu", "init_param", "pretrain_path",
     "ignore_init_mismatch", "token_list", "token_type", "bpemodel", "non_linguistic_symbols", "cleaner", "g2p",
-    "use_preprocessor", "fold_length", "version", "distributed", "required",
+    "use_preprocessor", "init", "fold_length", "version", "distributed", "required",
     "multiprocessing_distributed",
 )  # fmt: skip
 _OF_A_RUN_BEGIN = ("train_data_path", "valid_data_path", "train_shape", "valid_shape", "dist_", "local_rank", "wandb_")
@@ -38,22 +38,26 @@ _OF_A_RUN_BEGIN = ("train_data_path", "valid_data_path", "train_shape", "valid_s
 def finetuning(config: dict) -> dict:
     """A configuration for stage 11 that trains on for a tenth of the epochs, at a tenth of the rate.
 
-    Everything else is as in the training that `config` is of.
+    The rate is a tenth of the highest that the training's scheduler came to, and stays there. Everything else is as in the
+    training that `config` is of.
     """
     defaults = vars(ASRTask.get_parser().parse_args([]))
-    config = {name: defaults[name] for name in ("max_epoch", "keep_nbest_models", "optim")} | config
+    named = {key: value for key, value in config.items() if value is not None}
+    config = {name: defaults[name] for name in ("max_epoch", "keep_nbest_models", "optim")} | named
     left_out = _OF_A_RUN + (("normalize", "normalize_conf") if config.get("normalize") == "global_mvn" else ())
     kept = {
         key: value
         for key, value in config.items()
-        if key not in left_out and not key.startswith(_OF_A_RUN_BEGIN) and value != defaults.get(key, ...)
+        if key in defaults and value != defaults[key] and key not in left_out and not key.startswith(_OF_A_RUN_BEGIN)
     }
     epochs = max(1, config["max_epoch"] // SHARE)
     best = config["keep_nbest_models"]
     # As ESPnet has it: what a configuration does not say is the optimiser's own.
-    optim_conf = get_default_kwargs(optim_classes[config["optim"]]) | (config.get("optim_conf") or {})
+    optimiser = optim_classes.get(config["optim"])
+    optim_conf = (get_default_kwargs(optimiser) if optimiser else {}) | config.get("optim_conf", {})
     if "lr" in optim_conf:
-        optim_conf["lr"] = float(f"{optim_conf['lr'] / SHARE:.6g}")
+        peak = _peak_rate(optim_conf["lr"], config.get("scheduler"), config.get("scheduler_conf", {}))
+        optim_conf["lr"] = float(f"{peak / SHARE:.6g}")
     kept |= {
         "max_epoch": epochs,
         "patience": None,
@@ -65,14 +69,25 @@ def finetuning(config: dict) -> dict:
     return kept
 
 
+def _peak_rate(lr: float, scheduler: str | None, conf: dict) -> float:
+    """The highest learning rate that one of ESPnet's schedulers comes to."""
+    if scheduler == "noamlr":
+        return lr * (conf.get("model_size", 320) * conf.get("warmup_steps", 25000)) ** -0.5
+    for name in ("max_lr", "warmup_lr_list"):
+        if name in conf:
+            return max(conf[name]) if isinstance(conf[name], list) else conf[name]
+    return lr
+
+
 @contextlib.contextmanager
 def leaving(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield a folder to write to; it becomes `folder` when the block ends without an exception.
+    """Yield a folder to write to; it becomes `folder`, or what that is a link to, when the block ends without an exception.
 
     Raises:
         RecipeError: as `check_free`, or it cannot be written.
     """
     check_free(folder, overwrite)
+    folder = folder.resolve()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
@@ -84,7 +99,7 @@ def leaving(folder: Path, overwrite: bool) -> Iterator[Path]:
                 folder.rename(old)
             try:
                 partial.rename(folder)
-            except OSError:
+            except BaseException:  # Ctrl-C among them
                 if old.exists():
                     old.rename(folder)
                 raise
@@ -96,8 +111,13 @@ def check_free(folder: Path, overwrite: bool) -> None:
     """Refuse to write over what is there.
 
     Raises:
-        RecipeError: `folder` exists, and is not to be overwritten, or was not made by a conversion.
+        RecipeError: `folder` exists, and is not to be overwritten, or was not made by a conversion; or it can't be made.
     """
+    there = next(place for place in (folder.resolve(), *folder.resolve().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise RecipeError(f"--output_dir {folder}: {there} is no folder that can be written to")
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise RecipeError(f"--output_dir {folder} is the current folder, or above it: name another one")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / CONVERSION).is_file():
@@ -112,11 +132,6 @@ def write(folder: Path, place: Path, source: Source, config: dict, state: dict[s
     Within the recipe of the source the paths in a configuration stay what they are, relative to its folder; elsewhere they
     become whole ones. What an archive's configuration names (sentencepiece's model, statistics) is copied beside them.
     """
-    try:
-        torch.save(state, folder / MODEL)
-    except RuntimeError as error:  # its way to say that the disk is full
-        raise OSError(f"{MODEL}: {error}") from None
-    (folder / MODEL_FILE).symlink_to(MODEL)
     start = Path.cwd() if source.packed else source.root
     place = Path(os.path.abspath(place))
     named = place.relative_to(start) if place.is_relative_to(start) else place
@@ -124,12 +139,19 @@ def write(folder: Path, place: Path, source: Source, config: dict, state: dict[s
     if source.packed:
 
         def copied(path: Path) -> str:
-            shutil.copyfile(path, folder / path.name)
-            return str(named / path.name)
+            member = path.relative_to(source.root)
+            (folder / member).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / member)
+            return str(named / member)
 
-        config = with_files(config, source.root, copied)
+        config = with_files({**config, "init_param": []}, source.root, copied)
     elif named == place:
         config = with_files(config, source.root)
     for name, content in (("config.yaml", config), (FINETUNE, finetuning(config))):
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         (folder / name).write_text(text, encoding="utf-8")
+    try:
+        torch.save(state, folder / MODEL)
+    except RuntimeError as error:  # its way to say that the disk is full
+        raise OSError(f"{MODEL}: {error}") from None
+    (folder / MODEL_FILE).symlink_to(MODEL)

@@ -12,7 +12,8 @@ from torch import Tensor
 from espnet_mla.convert.statistics import Seen
 
 RIDGE = 1e-6  # of the mean variance, for directions in which the calibration speech never went
-STEPS = 50  # of L-BFGS: by then the error has settled
+STEPS = 200  # of L-BFGS, at most
+SETTLED = 1e-7  # of the energy: a step that brings less is the last
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,6 @@ def attention(weights: Weights, seen: Seen) -> "OfOutput":
 
 METHODS = {"split": split, "joint": joint, "covariance": covariance, "attention": attention}
 """Name -> function of weights and of what calibration has seen, that gives an object with `spectrum` and `factors(rank)`."""
-WITHOUT_CALIBRATION = ("split", "joint")
 
 
 class Split:
@@ -103,7 +103,8 @@ class Split:
             kept += values[:size].square().sum().item()
             column += size
         total = sum(svd.S.square().sum().item() for svd in self.svds)
-        return Factors(torch.cat(downs), up[:width], up[width:], torch.zeros(width, dtype=torch.double), kept / total)
+        shift = torch.zeros(width, dtype=torch.double)
+        return Factors(torch.cat(downs), up[:width], up[width:], shift, kept / total if total else 1.0)
 
 
 class Joint:
@@ -131,7 +132,9 @@ class Joint:
             return self.exact()
         basis = self.right[:rank]
         up = self.weights.stacked @ self.whiten @ basis.T
-        return self.with_shift(basis @ self.unwhiten, up, (self.spectrum[:rank].sum() / self.spectrum.sum()).item())
+        total = self.spectrum.sum().item()
+        kept = self.spectrum[:rank].sum().item() / total if total else 1.0
+        return self.with_shift(basis @ self.unwhiten, up, kept)
 
     def exact(self) -> Factors:
         """Of full rank: the latent is the frame itself."""
@@ -185,7 +188,14 @@ class OfOutput(Joint):
         if rank == len(self.right):
             return self.exact()
         basis = self.right[:rank].clone(memory_format=torch.contiguous_format).requires_grad_()
-        search = torch.optim.LBFGS([basis], max_iter=STEPS, history_size=20, line_search_fn="strong_wolfe")
+        search = torch.optim.LBFGS(
+            [basis],
+            max_iter=STEPS,
+            max_eval=2 * STEPS,
+            history_size=20,
+            tolerance_change=SETTLED,
+            line_search_fn="strong_wolfe",
+        )
 
         def lost() -> Tensor:
             search.zero_grad()
@@ -202,7 +212,7 @@ class OfOutput(Joint):
         """The share of the energy that no maps from these latents (r, d) can give."""
         inner, cross = self.regression(basis)
         given = cross.transpose(1, 2) @ torch.linalg.solve(inner, cross)  # (2h, d_head, d_head)
-        return 1 - (self.weighing * given).sum() / self.total
+        return 1 - (self.weighing * given).sum() / self.total.clamp_min(torch.finfo(torch.double).tiny)
 
     def regression(self, basis: Tensor) -> tuple[Tensor, Tensor]:
         """The normal equations of maps from latents to what each head has: (2h, r, r) and (2h, r, d_head)."""
@@ -231,7 +241,8 @@ def allocate(spectra: list[Tensor], total: int) -> list[int]:
     One dimension after the other goes to the layer of whose energy it keeps the largest share.
 
     Args:
-        spectra: of each layer the energy of each further dimension, (d,), falling.
+        spectra: of each layer the energy of each further dimension, (d,). Where they fall, as those of all methods but
+            `split` do, no other ranks keep a larger sum of shares.
         total: the sum of all ranks.
 
     Returns:

@@ -54,7 +54,6 @@ def aligned(weights: Weights, seen: Seen, kv_heads: int) -> Pooled:
 
 METHODS = {"mean": mean, "aligned": aligned}
 """Name -> function of weights, of what calibration has seen, and of the number of groups."""
-WITHOUT_CALIBRATION = ("mean",)
 
 
 def _pooled(
@@ -72,7 +71,7 @@ def _pooled(
     shift = torch.zeros(weights.v[:, :, 0].numel(), dtype=torch.double)
     if means is not None:
         shift = (lacking @ means.unsqueeze(-1)).flatten()
-    return Pooled(*shared, k_turn, v_turn, shift, 1 - lost / total)
+    return Pooled(*shared, k_turn, v_turn, shift, 1 - lost / total if total else 1.0)
 
 
 def _turns(maps: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The attentions of a model that can be converted, and what becomes of their parameters."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,28 +22,51 @@ from espnet_mla.recipe.files import RecipeError
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a model, by the name that --modules gives it, and the keys of its choice in a configuration."""
+    """A part of a model.
+
+    Args:
+        name: that --modules gives it.
+        attentions: name of the module -> module, a layer each.
+        conf: the section of a configuration that it is built from.
+        kind, options: the keys there of its attention's choice and of the choice's options.
+    """
 
     name: str
+    attentions: dict[str, nn.Module]
     conf: str
     kind: str
     options: str
 
+    def changed(self, config: dict, choice: str, options: dict) -> dict:
+        """A configuration in which this part has another attention."""
+        conf = {key: value for key, value in (config.get(self.conf) or {}).items() if key not in _ESPNET_ONLY}
+        if self.conf == "encoder_conf" and config.get("encoder") == "transformer":
+            # Where it is none that ESPnet's Transformer knows, it takes this one.
+            conf["pos_enc_layer_type"] = "abs_pos"
+        return {**config, self.conf: {**conf, self.kind: choice, self.options: options}}
 
-def parts(model: nn.Module, names: list[str], config: dict) -> dict[Part, dict[str, nn.Module]]:
-    """The parts of these names, each with its attentions: name of the module -> module, a layer each.
+
+# Options of ESPnet's own attention: what they choose between gives the same output, or is refused.
+_ESPNET_ONLY = ("zero_triu", "use_sdpa", "use_flash_attn", "qk_norm")
+
+
+def parts(model: nn.Module, names: Sequence[str], config: dict) -> list[Part]:
+    """The parts of these names.
 
     Raises:
-        RecipeError: a part can't be converted; the message says why.
+        RecipeError: one of them can't be converted; the message says why.
     """
-    return {part: attentions for part, attentions in (_PARTS[name](model, config) for name in names)}
+    if config.get("use_adapter"):
+        raise RecipeError("use_adapter: true can't be converted: merge the adapter into the weights first")
+    return [_PARTS[name](model, config) for name in names]
 
 
-def _encoder(model: nn.Module, config: dict) -> tuple[Part, dict[str, nn.Module]]:
+def _encoder(model: nn.Module, config: dict) -> Part:
     encoder = model.encoder
     if not isinstance(encoder, AttentionChoice):
         raise RecipeError(f"encoder: {config['encoder']} can't be converted; what can is {', '.join(ENCODERS)}")
-    part = Part("encoder", "encoder_conf", encoder.attention_key, "attention_conf")
+    if (config.get("encoder_conf") or {}).get("pos_enc_layer_type") == "conv":
+        raise RecipeError("encoder_conf: pos_enc_layer_type: conv can't be converted: none of the choices here has it")
     found = {}
     for number, layer in enumerate(encoder.encoders):
         slot = "self_attn" if hasattr(layer, "self_attn") else "attn"
@@ -50,21 +74,21 @@ def _encoder(model: nn.Module, config: dict) -> tuple[Part, dict[str, nn.Module]
     if None in found.values():
         raise RecipeError("encoder_conf: use_attn: false: this Branchformer has no attention to convert")
     for attention in found.values():
-        _check(attention, f"encoder_conf: {part.kind}")
-    return part, found
+        _check(attention, f"encoder_conf: {encoder.attention_key}")
+    return Part("encoder", found, "encoder_conf", encoder.attention_key, "attention_conf")
 
 
-def _decoder(slot: str, model: nn.Module, config: dict) -> tuple[Part, dict[str, nn.Module]]:
-    which = slot.removesuffix("_attn")
-    part = Part(f"decoder_{which}", "decoder_conf", f"{which}_attention_layer_type", f"{which}_attention_conf")
+def _decoder(slot: str, model: nn.Module, config: dict) -> Part:
     if model.decoder is None:
         raise RecipeError("model_conf: ctc_weight: 1.0: this model has no decoder to convert")
     if not isinstance(model.decoder, TransformerDecoder):
         raise RecipeError(f"decoder: {config.get('decoder')} can't be converted; what can is transformer")
     found = {f"decoder.decoders.{n}.{slot}": getattr(layer, slot) for n, layer in enumerate(model.decoder.decoders)}
     for attention in found.values():
-        _check(attention, f"decoder_conf: {part.kind}")
-    return part, found
+        _check(attention, f"decoder_conf: {slot}")
+    which = slot.removesuffix("_attn")
+    kind, options = f"{which}_attention_layer_type", f"{which}_attention_conf"
+    return Part(f"decoder_{which}", found, "decoder_conf", kind, options)
 
 
 _PARTS = {

@@ -1,15 +1,17 @@
 """convert(): the model of an experiment with other attentions, and a record of what each layer kept."""
 
+from argparse import Namespace
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from espnet_mla.convert import calibration, factors, heads, layers
-from espnet_mla.convert.calibration import Calibration
+from espnet_mla.convert.calibration import Calibration, Heard
 from espnet_mla.convert.layers import Part
 from espnet_mla.convert.statistics import Gathering, Seen
-from espnet_mla.convert.wanted import Wanted
+from espnet_mla.convert.wanted import OPTION, Wanted
 from espnet_mla.measure.caches import cache_of
 from espnet_mla.pretrained import with_files
 from espnet_mla.recipe.options import UsageError
@@ -57,72 +59,76 @@ def convert(source: Source, wanted: Wanted) -> Converted:
     """
     model, args = source.load()
     parts = layers.parts(model, wanted.modules, source.config)
-    _check_sizes(wanted, parts)
+    for part in parts:
+        _check_sizes(wanted, part)
     speech = None
     if wanted.calibration:
-        decodes = any(part.conf == "decoder_conf" for part in parts)
-        speech = calibration.prepare(wanted.calibration, wanted.utterances, args, decodes)
+        with_text = any(part.conf == "decoder_conf" for part in parts)
+        speech = calibration.prepare(wanted.calibration, wanted.utterances, args, with_text)
     else:
         log(f"Without --calibration: method {wanted.method}, which looks at the weights alone")
 
-    attentions = {name: attention for found in parts.values() for name, attention in found.items()}
-    seen = _look(model, args, attentions, speech) if speech else dict.fromkeys(attentions)
-    state = model.state_dict()
-    config, records = source.config, []
-    for part, found in parts.items():
-        sizes, new = (_to_mla if wanted.attention == "mla" else _to_gqa)(wanted, found, seen)
-        for name, (parameters, energy_kept) in new.items():
-            for key in [key for key in state if key.startswith(f"{name}.")]:
-                del state[key]
-            state |= {f"{name}.{key}": value for key, value in parameters.items()}
-            records.append({"name": name, "part": part.name, "energy_kept": energy_kept})
-        option = "kv_lora_rank" if wanted.attention == "mla" else "num_kv_heads"
-        config = _with_attention(config, part, wanted.attention, {option: _shortest(sizes)})
-    converted, _ = build(with_files(config, source.root))
+    old = {name: attention for part in parts for name, attention in part.attentions.items()}
+    seen, heard = _look(model, args, old, speech) if speech else (dict.fromkeys(old), None)
+    config, state, kept = source.config, model.state_dict(), {}
+    for part in parts:
+        made = (_to_mla if wanted.attention == "mla" else _to_gqa)(wanted, part, seen)
+        for name, layer in made.items():
+            state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+            state |= {f"{name}.{key}": value for key, value in layer.parameters.items()}
+            kept[name] = layer.kept
+        sizes = [layer.size for layer in made.values()]
+        size = sizes[0] if len(set(sizes)) == 1 else sizes
+        config = part.changed(config, wanted.attention, {OPTION[wanted.attention]: size})
+    converted, _ = build(with_files(config, source.root), "the converted configuration")
     converted.load_state_dict(state)
-    converted.eval()
-
-    modules = dict(converted.named_modules())
-    for record in records:
-        old, new = attentions[record["name"]], modules[record["name"]]
-        x = torch.zeros(1, 1, new.d_model)
-        record["size"] = new.kv_lora_rank if wanted.attention == "mla" else new.num_kv_heads
-        record["bytes_before"], record["bytes_after"] = (cache_of(one, x).nbytes_per_frame for one in (old, new))
-        record["frames_seen"] = seen[record["name"]].frames if speech else 0
-    pairs = {name: (old, modules[name]) for name, old in attentions.items()}
+    modules = dict(converted.eval().named_modules())
+    pairs = {name: (attention, modules[name]) for name, attention in old.items()}
     errors = _compare(model, args, pairs, speech) if speech else dict.fromkeys(pairs)
-    for record in records:
-        record["relative_error"] = errors[record["name"]]
-    record = {
-        "attention": wanted.attention,
-        "method": wanted.method,
-        "calibration": _summary(speech),
-        "layers": records,
-    }
+    records = [
+        {
+            "name": name,
+            "part": part.name,
+            "size": getattr(modules[name], OPTION[wanted.attention]),
+            "bytes_before": _bytes_per_frame(old[name]),
+            "bytes_after": _bytes_per_frame(modules[name]),
+            "energy_kept": kept[name],
+            "relative_error": errors[name],
+        }
+        for part in parts
+        for name in part.attentions
+    ]
+    summary = {"wav_scp": str(speech.path), **heard._asdict()} if heard else None
+    record = {"attention": wanted.attention, "method": wanted.method, "calibration": summary, "layers": records}
     return Converted(converted, config, record)
 
 
-def _check_sizes(wanted: Wanted, parts: dict[Part, dict[str, nn.Module]]) -> None:
+def _check_sizes(wanted: Wanted, part: Part) -> None:
+    attention, number = next(iter(part.attentions.values())), len(part.attentions)
+    d_model, num_heads = attention.linear_out.out_features, layers.heads_of(attention)
     if wanted.sizes is None:
-        return
-    option = "kv_lora_rank" if wanted.attention == "mla" else "num_kv_heads"
-    for part, found in parts.items():
-        if len(wanted.sizes) not in (1, len(found)):
+        total = _total_rank(wanted, part)
+        if total < number:
             raise UsageError(
-                f"--{option}: {len(wanted.sizes)} numbers are given, but the {part.name} has {len(found)} layers"
+                f"--kv_budget {wanted.kv_budget} keeps {total} numbers for the {number} layers of the {part.name}: at least one "
+                "for each is needed"
             )
-        attention = next(iter(found.values()))
-        d_model, num_heads = attention.linear_out.out_features, layers.heads_of(attention)
-        for size in wanted.sizes:
-            if wanted.attention == "mla" and size > d_model:
-                raise UsageError(
-                    f"--kv_lora_rank {size} is more than output_size ({d_model}): at that rank the conversion is exact already"
-                )
-            if wanted.attention == "gqa" and num_heads % size:
-                raise UsageError(f"--num_kv_heads {size} must divide attention_heads ({num_heads})")
+        return
+    if len(wanted.sizes) not in (1, number):
+        given = f"--{OPTION[wanted.attention]}: {len(wanted.sizes)} numbers are given"
+        raise UsageError(f"{given}, but the {part.name} has {number} layers")
+    for size in wanted.sizes:
+        if wanted.attention == "mla" and size > d_model:
+            raise UsageError(
+                f"--kv_lora_rank {size} is more than output_size ({d_model}), which is as many numbers as a frame has"
+            )
+        if wanted.attention == "gqa" and num_heads % size:
+            raise UsageError(f"--num_kv_heads {size} must divide attention_heads ({num_heads})")
 
 
-def _look(model: nn.Module, args, attentions: dict[str, nn.Module], speech: Calibration) -> dict[str, Seen]:
+def _look(
+    model: nn.Module, args: Namespace, attentions: dict[str, nn.Module], speech: Calibration
+) -> tuple[dict[str, Seen], Heard]:
     """What each attention sees of the speech, in one pass."""
     gatherings = {name: Gathering(attention) for name, attention in attentions.items()}
 
@@ -135,68 +141,64 @@ def _look(model: nn.Module, args, attentions: dict[str, nn.Module], speech: Cali
 
     handles = [attention.register_forward_pre_hook(gather(name)) for name, attention in attentions.items()]
     try:
-        speech.run(model, args, "calibration")
+        heard = speech.run(model, args, "calibration")
     finally:
         for handle in handles:
             handle.remove()
-    left_out = f"; {speech.left_out} too short" if speech.left_out else ""
-    heard = len(speech.entries) - speech.left_out
-    log(f"Calibration: {heard} utterances of {speech.path}, {speech.seconds / 60:.1f} minutes{left_out}")
-    return {name: gathering.seen() for name, gathering in gatherings.items()}
+    left_out = f"; {heard.too_short} too short" if heard.too_short else ""
+    log(f"Calibration: {heard.utterances} utterances of {speech.path}, {heard.seconds / 60:.1f} minutes{left_out}")
+    return {name: gathering.seen() for name, gathering in gatherings.items()}, heard
 
 
-def _to_mla(
-    wanted: Wanted, attentions: dict[str, nn.Module], seen: dict[str, Seen | None]
-) -> tuple[list[int], dict[str, tuple[dict[str, Tensor], float]]]:
+class Layer(NamedTuple):
+    """What one layer becomes: its kv_lora_rank or num_kv_heads, its parameters, and the share of energy kept."""
+
+    size: int
+    parameters: dict[str, Tensor]
+    kept: float
+
+
+def _to_mla(wanted: Wanted, part: Part, seen: dict[str, Seen | None]) -> dict[str, Layer]:
     method = factors.METHODS[wanted.method]
-    found = {name: method(layers.weights_of(attention), seen[name]) for name, attention in attentions.items()}
-    ranks = _every(wanted.sizes, len(found))
-    if wanted.kv_budget is not None:
-        spectra = [one.spectrum for one in found.values()]
-        total = round(wanted.kv_budget * 2 * sum(map(len, spectra)))
-        try:
-            ranks = factors.allocate(spectra, total)
-        except ValueError as error:
-            raise UsageError(f"--kv_budget {wanted.kv_budget}: {error}") from None
+    found = {name: method(layers.weights_of(one), seen[name]) for name, one in part.attentions.items()}
+    if wanted.sizes is None:
+        ranks = factors.allocate([one.spectrum for one in found.values()], _total_rank(wanted, part))
+    else:
+        ranks = _of_each(wanted.sizes, part)
     new = {}
     for (name, one), rank in zip(found.items(), ranks, strict=True):
         made = one.factors(rank)
         log(f"{name}: rank {rank} of {len(one.spectrum)}, energy kept {made.kept:.4f}")
-        new[name] = layers.as_mla(attentions[name], made), made.kept
-    return ranks, new
+        new[name] = Layer(rank, layers.as_mla(part.attentions[name], made), made.kept)
+    return new
 
 
-def _to_gqa(
-    wanted: Wanted, attentions: dict[str, nn.Module], seen: dict[str, Seen | None]
-) -> tuple[list[int], dict[str, tuple[dict[str, Tensor], float]]]:
-    groups, new = _every(wanted.sizes, len(attentions)), {}
-    for (name, attention), kv_heads in zip(attentions.items(), groups, strict=True):
-        made = heads.METHODS[wanted.method](layers.weights_of(attention), seen[name], kv_heads)
+def _to_gqa(wanted: Wanted, part: Part, seen: dict[str, Seen | None]) -> dict[str, Layer]:
+    method, new = heads.METHODS[wanted.method], {}
+    for (name, attention), kv_heads in zip(part.attentions.items(), _of_each(wanted.sizes, part), strict=True):
+        made = method(layers.weights_of(attention), seen[name], kv_heads)
         log(f"{name}: {kv_heads} of {layers.heads_of(attention)} kv heads, energy kept {made.kept:.4f}")
-        new[name] = layers.as_gqa(attention, made), made.kept
-    return groups, new
+        new[name] = Layer(kv_heads, layers.as_gqa(attention, made), made.kept)
+    return new
 
 
-def _every(sizes: list[int] | None, number: int) -> list[int]:
-    return [] if sizes is None else sizes * number if len(sizes) == 1 else sizes
+def _of_each(sizes: list[int], part: Part) -> list[int]:
+    return sizes * len(part.attentions) if len(sizes) == 1 else sizes
 
 
-def _shortest(sizes: list[int]) -> int | list[int]:
-    return sizes[0] if len(set(sizes)) == 1 else sizes
+def _total_rank(wanted: Wanted, part: Part) -> int:
+    """How many numbers a frame --kv_budget leaves for all layers of a part together."""
+    return round(
+        wanted.kv_budget * sum(2 * attention.linear_out.out_features for attention in part.attentions.values())
+    )
 
 
-def _with_attention(config: dict, part: Part, kind: str, options: dict) -> dict:
-    """A configuration in which a part has another attention."""
-    conf = {key: value for key, value in (config.get(part.conf) or {}).items() if key not in _ESPNET_ONLY}
-    return {**config, part.conf: {**conf, part.kind: kind, part.options: options}}
-
-
-_ESPNET_ONLY = ("zero_triu", "use_sdpa", "use_flash_attn", "qk_norm")
-"""Options of ESPnet's own attention: what they choose between gives the same output, or was refused."""
+def _bytes_per_frame(attention: nn.Module) -> int:
+    return cache_of(attention, torch.zeros(1, 1, attention.linear_out.out_features)).nbytes_per_frame
 
 
 def _compare(
-    model: nn.Module, args, pairs: dict[str, tuple[nn.Module, nn.Module]], speech: Calibration
+    model: nn.Module, args: Namespace, pairs: dict[str, tuple[nn.Module, nn.Module]], speech: Calibration
 ) -> dict[str, float]:
     """The relative error of each new attention's output, given what the old one is given: ||new - old|| / ||old||."""
     sums = {name: [0.0, 0.0] for name in pairs}
@@ -215,14 +217,3 @@ def _compare(
         for handle in handles:
             handle.remove()
     return {name: (error / whole) ** 0.5 if whole else 0.0 for name, (error, whole) in sums.items()}
-
-
-def _summary(speech: Calibration | None) -> dict | None:
-    if speech is None:
-        return None
-    return {
-        "wav_scp": str(speech.path),
-        "utterances": len(speech.entries) - speech.left_out,
-        "too_short": speech.left_out,
-        "seconds": round(speech.seconds, 2),
-    }

@@ -3,6 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+METHODS = {
+    "mla": {"split": False, "joint": False, "covariance": True, "attention": True},
+    "gqa": {"mean": False, "aligned": True},
+}
+"""Attention -> its methods, the best last, and whether each needs calibration speech. `factors` and `heads` have them."""
+OPTION = {"mla": "kv_lora_rank", "gqa": "num_kv_heads"}
+"""Attention -> the option that says how much is kept."""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -10,7 +18,7 @@ class Wanted:
 
     Args:
         attention: mla or gqa.
-        method: a key of `factors.METHODS` or of `heads.METHODS`.
+        method: a key of `METHODS[attention]`.
         modules: of encoder, decoder_self and decoder_src.
         sizes: kv_lora_rank or num_kv_heads, of all layers or of each; None where `kv_budget` decides.
         kv_budget: the share of the cache to keep, or None.

@@ -45,7 +45,7 @@ def read_table(path: str | Path) -> dict[str, str]:
     """Read `key value` lines; a line that is only a key has the value "".
 
     Raises:
-        RecipeError: the file is missing, is not UTF-8, or has a key twice.
+        RecipeError: the file is missing, can't be read, is not UTF-8, or has a key twice.
     """
     path = Path(path)
     table: dict[str, str] = {}
@@ -53,6 +53,8 @@ def read_table(path: str | Path) -> dict[str, str]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise RecipeError(f"{path} does not exist") from None
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8: {error}") from None
     for number, line in enumerate(lines, 1):

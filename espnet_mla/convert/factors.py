@@ -162,7 +162,8 @@ class OfOutput(Joint):
 
     a_ij being the weights and o_i the weighted sum of values. By Cauchy-Schwarz the square of the first term is at most
     n_i sum_j a_ij ((q_i + u) . E_k (x_j - sum_l a_il x_l))^2 / d_head with n_i = sum_j a_ij |W_o (v_j - o_i)|^2, since
-    sum_j a_ij (v_j - o_i) = 0. Over all queries that is, the two sides taken as independent,
+    sum_j a_ij (v_j - o_i) = 0. Over all queries that is, the two sides taken as independent, and what several heads or keys
+    and values do together left out,
 
         sum_h tr(Q_h E_k S_h E_k^T) + tr(W_o^T W_o E_v V_h E_v^T)
 

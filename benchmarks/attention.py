@@ -22,6 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from espnet_mla.measure.figures import processor
+
 FRAMES_PER_SECOND = 25  # what 4-fold subsampling leaves of 100
 D_MODEL, HEADS = 256, 4
 LEAST_SECONDS = 30  # short steps are repeated for so long, since a busy machine makes single ones vary by half
@@ -227,19 +229,12 @@ def table(title: str, results: dict) -> str:
 
 def machine(device: str) -> str:
     """What the figures are from."""
-    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    name = torch.cuda.get_device_name() if device == "cuda" else processor()
     precision = "bfloat16 autocast" if device == "cuda" else "float32"
     return (
         f"{name}, {torch.get_num_threads()} threads, {precision}, PyTorch {torch.__version__}, "
         f"Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
     )
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def main() -> None:

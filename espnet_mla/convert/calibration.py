@@ -16,7 +16,6 @@ from espnet_mla.recipe import wavscp
 from espnet_mla.recipe.files import RecipeError, read_table
 from espnet_mla.trained import sampling_rate
 
-
 SHORTEST = 0.1  # seconds; of less the frontend may not make a window, about which it is not as clear as subsampling
 
 

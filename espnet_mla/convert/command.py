@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from espnet_mla.convert.wanted import METHODS, Wanted
+from espnet_mla.convert.wanted import METHODS, MODULES, Wanted
 from espnet_mla.recipe.files import RecipeError
 from espnet_mla.recipe.options import UsageError
 
@@ -19,11 +19,11 @@ is the folder of an experiment, ready to be decoded with (its model is model.pth
 FOLDER/model.pth).
 """
 
-MODULES = ("encoder", "decoder_self", "decoder_src")
 METHOD_HELP = """\
 mla: attention (least error of what the attention puts out; the default with --calibration), covariance (of keys and
-values), joint (of the weights; the default without), split (of the weights of keys and of values apart). gqa: aligned (heads
-are turned until they agree, then pooled; the default with --calibration), mean (pooled as they are; the default without)
+values), joint (of the weights; the default without), split (of the weights of keys and of values apart). gqa: aligned
+(heads are turned until they agree, then pooled; the default with --calibration), mean (pooled as they are; the default
+without)
 """
 
 

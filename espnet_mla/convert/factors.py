@@ -260,7 +260,9 @@ def allocate(spectra: list[Tensor], total: int) -> list[int]:
     if not len(spectra) <= total <= most:
         raise ValueError(f"{total} dimensions for {len(spectra)} layers: there must be {len(spectra)} to {most}")
     shares = [
-        (share, layer) for layer, spectrum in enumerate(spectra) for share in (spectrum / spectrum.sum()).tolist()[1:]
+        (share, layer)
+        for layer, spectrum in enumerate(spectra)
+        for share in (spectrum / (spectrum.sum() or 1.0)).tolist()[1:]
     ]
     shares.sort(key=lambda pair: -pair[0])
     ranks = [1] * len(spectra)

@@ -91,7 +91,7 @@ def _decoder(slot: str, model: nn.Module, config: dict) -> Part:
     return Part(f"decoder_{which}", found, "decoder_conf", kind, options)
 
 
-_PARTS = {
+_PARTS = {  # of `wanted.MODULES`
     "encoder": _encoder,
     "decoder_self": lambda model, config: _decoder("self_attn", model, config),
     "decoder_src": lambda model, config: _decoder("src_attn", model, config),

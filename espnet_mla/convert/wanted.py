@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+MODULES = ("encoder", "decoder_self", "decoder_src")
+"""The parts of a model that can be converted."""
 METHODS = {
     "mla": {"split": False, "joint": False, "covariance": True, "attention": True},
     "gqa": {"mean": False, "aligned": True},
@@ -19,7 +21,7 @@ class Wanted:
     Args:
         attention: mla or gqa.
         method: a key of `METHODS[attention]`.
-        modules: of encoder, decoder_self and decoder_src.
+        modules: of `MODULES`.
         sizes: kv_lora_rank or num_kv_heads, of all layers or of each; None where `kv_budget` decides.
         kv_budget: the share of the cache to keep, or None.
         calibration: a wav.scp, or None.

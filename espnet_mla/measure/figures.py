@@ -25,16 +25,13 @@ def parameters(model: nn.Module) -> dict[str, int]:
     def count(module: nn.Module | None) -> int:
         return sum(parameter.numel() for parameter in module.parameters()) if module is not None else 0
 
-    attentions = {
-        id(parameter): parameter.numel()
-        for name, parameter in model.named_parameters()
-        if re.search(r"\.(self_attn|src_attn|attn)\.", name)
-    }
+    named = model.named_parameters()
+    attention = sum(one.numel() for name, one in named if re.search(r"\.(self_attn|src_attn|attn)\.", name))
     return {
         "all": count(model),
         "encoder": count(model.encoder),
         "decoder": count(model.decoder),
-        "attention": sum(attentions.values()),
+        "attention": attention,
     }
 
 
@@ -61,7 +58,7 @@ def conditions() -> dict:
     versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "machine": _processor(),
+        "machine": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": "cpu",
@@ -75,7 +72,7 @@ def write(folder: Path, figures: Mapping) -> None:
     write_text(folder / FILE, json.dumps(figures, indent=2) + "\n")
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name, as /proc/cpuinfo or else Python has it."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)

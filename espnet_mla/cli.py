@@ -24,8 +24,22 @@ def _convert(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _profile(arguments: list[str]) -> int:
+    from espnet_mla.measure.profile import main
+
+    return main(arguments)
+
+
+def _compare(arguments: list[str]) -> int:
+    from espnet_mla.measure.compare import main
+
+    return main(arguments)
+
+
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "recipe": ("the stages of ESPnet's asr.sh; espnet-mla recipe --help lists its options", _recipe),
+    "profile": ("what a trained model costs, measured", _profile),
+    "compare": ("what was measured of many models, side by side", _compare),
     "convert": ("a trained MHA model made an MLA or GQA one, without training", _convert),
     "transcribe": ("the text of audio files", _transcribe),
 }

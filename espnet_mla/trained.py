@@ -5,6 +5,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from espnet2.tasks.asr import ASRTask
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from espnet_mla.pretrained import MODEL_FILE, locate, mapping, recipe_folder, with_files
 from espnet_mla.recipe.files import RecipeError
 from espnet_mla.recipe.options import hertz
+
+if TYPE_CHECKING:
+    from espnet2.bin.asr_inference import Speech2Text
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,15 @@ class Source:
         if model.frontend is None:
             raise RecipeError(f"{self.config_file}: frontend: null: this model takes features, here only audio is read")
         return model.eval(), args
+
+    def speech2text(self, **options: object) -> "Speech2Text":
+        """ESPnet's recogniser, with its options."""
+        from espnet2.bin.asr_inference import Speech2Text
+
+        with tempfile.TemporaryDirectory() as scratch:
+            config = Path(scratch) / "config.yaml"
+            config.write_text(yaml.safe_dump(with_files(self.config, self.root)), encoding="utf-8")
+            return Speech2Text(asr_train_config=config, asr_model_file=self.model_file, **options)
 
     @property
     def fs(self) -> int:

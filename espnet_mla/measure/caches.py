@@ -1,6 +1,6 @@
 """What a model keeps of the past: the cache objects of its own attentions, filled by speech that went through it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,11 @@ class Kept:
         """Of each layer for a whole stream, where that is what is kept."""
         return [cache.nbytes if not cache.nbytes_per_frame else 0 for cache in self.caches]
 
+    @property
+    def nbytes(self) -> int:
+        """Of all layers together, as they are filled now."""
+        return sum(cache.nbytes for cache in self.caches)
+
     def figures(self, rate: float) -> dict:
         """In JSON's types.
 
@@ -63,15 +68,15 @@ class Kept:
 
 
 @torch.inference_mode()
-def filled(model: nn.Module, speech: Sequence[Tensor]) -> dict[str, Kept]:
-    """The caches of each part after the longest of the utterances.
+def filled(model: nn.Module, encode: Callable[[], tuple]) -> dict[str, Kept]:
+    """The caches of each part after an utterance.
 
     ESPnet's own encoder attentions keep nothing between calls; what stands for them is the keys and values that they make,
     which they would have to keep. Parts that no cache stands for (a decoder without attention) are left out.
 
     Args:
         model: ESPnetASRModel.
-        speech: of each utterance the samples, (time,).
+        encode: runs its encoder on the utterance, and gives what that gives.
     """
     seen: dict[str, tuple[nn.Module, Tensor]] = {}
 
@@ -84,8 +89,7 @@ def filled(model: nn.Module, speech: Sequence[Tensor]) -> dict[str, Kept]:
     attentions = {name: module for name, module in model.encoder.named_modules() if _cached(module)}
     handles = [module.register_forward_pre_hook(watch(name)) for name, module in attentions.items()]
     try:
-        samples = max(speech, key=len).to(next(model.parameters()).device)
-        encoded = model.encode(samples.unsqueeze(0), torch.tensor([len(samples)], device=samples.device))[0]
+        encoded = encode()[0]
     finally:
         for handle in handles:
             handle.remove()
@@ -114,11 +118,11 @@ def _decoder(decoder: TransformerDecoder, encoded: Tensor, sos: int) -> dict[str
 
 def frame_rate(model: nn.Module, fs: int) -> float:
     """Encoder frames for a second of audio at `fs` Hz."""
-    device = next(model.parameters()).device
+    like = next(model.parameters())
 
     def frames(seconds: int) -> int:
-        samples = torch.zeros(1, seconds * fs, device=device)
-        return int(model.encode(samples, torch.tensor([samples.shape[1]], device=device))[1][0])
+        samples = torch.zeros(1, seconds * fs).to(like)
+        return int(model.encode(samples, torch.tensor([samples.shape[1]], device=like.device))[1][0])
 
     with torch.inference_mode():
         return (frames(11) - frames(1)) / 10  # the difference, because the ends of an utterance lose some

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from espnet_mla.measure import caches
+from espnet_mla.measure.encoding import encoder_of
+from espnet_mla.measure.names import FILE
 from espnet_mla.recipe.files import write_text
+from espnet_mla.recipe.machine import processor
 
-FILE = "figures.json"
+GIGABYTE = 10**9
 PACKAGES = ("espnet", "espnet_mla", "torch")
 
 
@@ -44,38 +47,54 @@ def of_model(model: nn.Module, fs: int, speech: Sequence[Tensor] = ()) -> dict:
         speech: utterances (time,) that the caches are filled by; without any, by two seconds of silence.
     """
     rate = caches.frame_rate(model, fs)
-    found = caches.filled(model, list(speech) or [torch.zeros(2 * fs)])
+    found = caches.filled(model, encoder_of(model, max(speech, key=len, default=torch.zeros(2 * fs))))
+    like = next(model.parameters())
+    kept = {part: one.figures(rate) for part, one in found.items()}
     return {
         "parameters": parameters(model),
         "frames_per_second": rate,
-        "kv_cache": {part: kept.figures(rate) for part, kept in found.items()},
-        "measured_with": conditions(),
+        "kv_cache": kept,
+        "kv_bytes_per_second": sum(one.get("bytes_per_second", 0) for one in kept.values()),
+        "measured_with": conditions(str(like.device), str(like.dtype).removeprefix("torch.")),
     }
 
 
-def conditions() -> dict:
-    """The machine and the versions of this process."""
+def at_length(kept: Mapping[str, caches.Kept]) -> dict[str, int]:
+    """What the caches that grow with audio hold after an utterance, and how many such utterances fit a gigabyte.
+
+    Args:
+        kept: of each part, as `caches.filled` gives it.
+
+    Returns:
+        The bytes of the encoder's and of the decoder's source attention, as far as the model has them, `bytes` of both
+        together, and `per_gigabyte`, of 10^9 bytes. What the decoder keeps of its own tokens is not in it: it grows with
+        the text.
+    """
+    parts = {part: one.nbytes for part, one in kept.items() if part != "decoder_self"}
+    held = sum(parts.values())
+    return {**parts, "bytes": held, **({"per_gigabyte": GIGABYTE // held} if held else {})}
+
+
+def conditions(device: str = "cpu", dtype: str = "float32") -> dict:
+    """The machine and the versions of this process.
+
+    Args:
+        device, dtype: PyTorch's names of where and in what it computes.
+    """
     versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
     return {
         "date": time.strftime("%Y-%m-%d"),
         "machine": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": "cpu",
-        "dtype": "float32",
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "dtype": dtype,
         "versions": versions,
     }
 
 
 def write(folder: Path, figures: Mapping) -> None:
     """Leave them in the folder of an experiment."""
-    write_text(folder / FILE, json.dumps(figures, indent=2) + "\n")
-
-
-def processor() -> str:
-    """The processor's name, as /proc/cpuinfo or else Python has it."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    text = json.dumps(figures, indent=2)
+    flat = re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), text)  # a list of numbers on one line
+    write_text(folder / FILE, flat + "\n")

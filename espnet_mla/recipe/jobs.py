@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from espnet_mla.recipe.files import RecipeError
+from espnet_mla.recipe.machine import gpus, processor
 from espnet_mla.recipe.options import CORES
 from espnet_mla.recipe.orphans import die_with_parent
 
@@ -25,15 +26,19 @@ TAIL_LINES = 25
 
 
 class Job:
-    """A running command whose output goes to `log`."""
+    """A running command whose output goes to `log`, with what it computes on in the first lines."""
 
-    def __init__(self, command: Sequence[str], log: Path, threads: int | None = None, own_session: bool = True) -> None:
+    def __init__(
+        self, command: Sequence[str], log: Path, threads: int | None = None, own_session: bool = True, ngpu: int = 0
+    ) -> None:
         self.log = log
         self.own_session = own_session
         log.parent.mkdir(parents=True, exist_ok=True)
         self.output = log.open("w", encoding="utf-8")
         self.started = time.monotonic()
-        self._write(f"# {shlex.join(command)}\n# Started at {time.ctime()}\n#\n")
+        running_on = f"{processor()}, {CORES} cores, {environment(threads).get('OMP_NUM_THREADS', CORES)} threads"
+        running_on += f", {ngpu} x {next(iter(gpus()), 'GPU')}" if ngpu else ""
+        self._write(f"# {shlex.join(command)}\n# Running on {running_on}\n# Started at {time.ctime()}\n#\n")
         try:
             self.process = subprocess.Popen(
                 command, stdout=self.output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
@@ -119,9 +124,9 @@ def failure(what: str, status: int, log: Path) -> RecipeError:
     return RecipeError(f"{what}{because} ({reason}; log: {log})" + (f"\nThe log ends:{ending}" if ending else ""))
 
 
-def environment(threads: int | None) -> dict[str, str] | None:
+def environment(threads: int | None) -> dict[str, str]:
     """The environment with OMP_NUM_THREADS set to `threads`, unless the user has set it; None: as it is."""
-    return None if threads is None else {"OMP_NUM_THREADS": str(threads), **os.environ}
+    return {**({} if threads is None else {"OMP_NUM_THREADS": str(threads)}), **os.environ}
 
 
 def threads_for(jobs: int) -> int:
@@ -181,7 +186,9 @@ def end_on_signals() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command as Kaldi's run.pl does: options with a value each, the log, the command."""
     rest = list(sys.argv[1:] if arguments is None else arguments)
+    ngpu = 0
     while rest and rest[0].startswith("--"):
+        ngpu = int(rest[1]) if rest[0] == "--gpu" else ngpu
         del rest[:2]
     if len(rest) < 2:
         print("usage: python -m espnet_mla.recipe.jobs [--gpu N] [--name NAME] LOG COMMAND...", file=sys.stderr)
@@ -189,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end_on_signals()
     die_with_parent()
     log, *command = rest
-    job = Job(command, Path(log), own_session=False)
+    job = Job(command, Path(log), own_session=False, ngpu=ngpu)
     try:
         job.process.wait()
         return abs(job.finished() or 0)

@@ -217,11 +217,12 @@ def _kept(layout: Layout) -> str:
 
     from espnet_mla.attention import ATTENTIONS
     from espnet_mla.measure import caches
+    from espnet_mla.measure.encoding import encoder_of
 
     espnet_mla.register()
     model, _ = ASRTask.build_model_from_file(layout.asr_exp / "config.yaml", layout.asr_model, "cpu")
     fs = hertz(layout.settings.fs)
-    found = caches.filled(model.eval(), [torch.zeros(2 * fs)])
+    found = caches.filled(model.eval(), encoder_of(model, torch.zeros(2 * fs)))
     found = {part: kept for part, kept in found.items() if kept.attention in ATTENTIONS}  # the others keep nothing
     if not found:
         return ""

@@ -1,0 +1,68 @@
+"""espnet-mla compare: what was measured of many models, side by side."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from espnet_mla.recipe.files import RecipeError, replacing, write_text
+
+DESCRIPTION = """\
+Set the figures of experiments side by side, from the figures.json that espnet-mla profile has left in each: RESULTS.md,
+comparison.csv, comparison.json, plots (PNG and SVG), and report.html, one file with sortable tables. Experiments that
+differ by their seed alone are one row. What is missing is named with the command that would make it. A figures.json that
+can't be read is named and left out, and the exit status is then 1.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare, and return the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _compare([Path(folder) for folder in options.experiments], options.baseline, Path(options.output))
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def _compare(folders: Sequence[Path], baselines: Sequence[str], output: Path) -> int:
+    # Imported here because --help is answered at once.
+    from espnet_mla.measure import plots, report, tables
+    from espnet_mla.measure.comparison import compare
+    from espnet_mla.recipe.report import log
+
+    comparison = compare(folders, baselines)
+    for why in comparison.left_out.values():
+        print(f"error: {why}; it is left out", file=sys.stderr)
+    drawn = plots.draw(comparison)
+    write_text(output / "RESULTS.md", tables.markdown(comparison, {f"{plot.name}.png": plot.title for plot in drawn}))
+    write_text(output / "comparison.csv", tables.as_csv(comparison))
+    write_text(output / "comparison.json", tables.as_json(comparison))
+    for plot in drawn:
+        write_text(output / f"{plot.name}.svg", plot.svg)
+        with replacing(output / f"{plot.name}.png") as partial:
+            partial.write_bytes(plot.png)
+    write_text(output / "report.html", report.html(comparison, drawn))
+    log(f"{len(comparison.rows)} models compared: {output / 'RESULTS.md'}, {output / 'report.html'}")
+    return int(bool(comparison.left_out))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="espnet-mla compare", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("experiments", metavar="FOLDER", nargs="+", help="of experiments, as exp/A exp/B")
+    parser.add_argument(
+        "--output", metavar="FOLDER", required=True, help="for the comparison; what is there is replaced"
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="experiments that the others are compared with: of several, each by that of its own encoder (default: the first)",
+    )
+    return parser

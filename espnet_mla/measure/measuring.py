@@ -1,0 +1,96 @@
+"""All that `espnet-mla profile` measures of one model, put together."""
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from espnet2.bin.asr_inference import Speech2Text
+from torch import Tensor
+
+from espnet_mla.measure import caches, figures, identity, memory, scores, speed, training
+from espnet_mla.measure.encoding import encoder_of
+from espnet_mla.recipe.files import RecipeError
+from espnet_mla.recipe.report import log
+from espnet_mla.speech import choose
+from espnet_mla.trained import Source
+
+
+def measure(
+    source: Source,
+    *,
+    name: str,
+    wav_scp: Path | None,
+    utterances: int,
+    lengths: Sequence[float],
+    device: str,
+    dtype: str,
+    decoding: dict,
+) -> dict:
+    """The figures of a model, in JSON's types; see README for what each is.
+
+    Args:
+        source: the model.
+        name: of the experiment.
+        wav_scp: of speech; without any, noise is encoded and nothing is decoded.
+        utterances: of it that are decoded, at most.
+        lengths: of speech to encode, in seconds.
+        device, dtype: PyTorch's names.
+        decoding: options of Speech2Text.
+
+    Raises:
+        RecipeError: the model or the speech can't be had, or the device or the memory is not there.
+    """
+    model, _ = source.load()
+    speech = [samples for _, samples in choose(wav_scp, utterances, source.fs)] if wav_scp else []
+    with _explained(device, dtype):
+        like = torch.zeros(0, device=device, dtype=getattr(torch, dtype))
+        model = model.to(like)
+        speech = [samples.to(like) for samples in speech]
+        sounding = speech or [_noise(source.fs * 10).to(like)]
+        measured = {"model": identity.figures(source, name), **figures.of_model(model, source.fs, speech)}
+    measured["measured_with"]["speech"] = str(wav_scp) if wav_scp else "noise"
+    measured["cache"], measured["encoder"] = {}, {}
+    for seconds in lengths:
+        length = memory.length_name(seconds)
+        log(f"Encoding {length} s of {'speech' if speech else 'noise'}")
+        samples = speed.of_length(sounding, round(seconds * source.fs))
+        with _explained(device, dtype, length):
+            encode = encoder_of(model, samples)
+            measured["cache"][length] = figures.at_length(caches.filled(model, encode))
+            measured["encoder"][length] = speed.timed(encode, device, seconds)
+    if speech:
+        log(f"Decoding {len(speech)} utterances")
+        with _explained(device, dtype):
+            measured["decoding"] = _decoding(source, speech, device, dtype, decoding)
+    del model
+    if memory.measurable(device):
+        log("Memory, in a process for each length")
+        measured["peak_memory"] = memory.peaks(source, lengths, device, dtype)
+    measured["training"] = training.figures(source.config_file.parent) if not source.packed else None
+    measured["scores"] = scores.figures(source.config_file.parent, source.model_file) if not source.packed else {}
+    return measured
+
+
+def _decoding(source: Source, speech: list[Tensor], device: str, dtype: str, options: dict) -> dict:
+    speech2text = source.speech2text(device=device, dtype=dtype, **options)
+    seconds = sum(map(len, speech)) / source.fs
+    speed.decode(speech2text, speech[:1])
+    timed = speed.timed(lambda: speed.decode(speech2text, speech), device, seconds)
+    defaults = {name: inspect.signature(Speech2Text).parameters[name].default for name in ("beam_size", "ctc_weight")}
+    return {**timed, "utterances": len(speech), "options": defaults | options}
+
+
+@contextlib.contextmanager
+def _explained(device: str, dtype: str, length: str = "") -> Iterator[None]:
+    """Name the options where PyTorch lacks a device, a kernel for a type, or memory."""
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:
+        at = f", {length} s" if length else ""
+        raise RecipeError(f"--device {device} --dtype {dtype}{at}: {str(error).splitlines()[0]}") from None
+
+
+def _noise(samples: int) -> Tensor:
+    return torch.rand(samples, generator=torch.Generator().manual_seed(0)) - 0.5

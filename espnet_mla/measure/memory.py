@@ -1,0 +1,111 @@
+"""What memory an encoder takes beyond the weights: the peak of a fresh process for each length of speech."""
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from espnet_mla import register
+from espnet_mla.measure.encoding import encoder_of
+from espnet_mla.pretrained import mapping
+from espnet_mla.recipe.files import RecipeError
+from espnet_mla.recipe.options import CORES
+from espnet_mla.recipe.orphans import die_with_parent
+from espnet_mla.trained import Source
+
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def measurable(device: str) -> bool:
+    """Whether the peak can be had: a GPU has a counter of its own, a CPU needs Linux's of the process."""
+    return device.startswith("cuda") or os.access(CLEAR_REFS, os.W_OK)
+
+
+def peaks(source: Source, lengths: Sequence[float], device: str, dtype: str) -> dict[str, dict[str, int]]:
+    """Bytes that encoding one utterance takes at most above what is there before it, weights among that.
+
+    Args:
+        source: the model.
+        lengths: of the utterance, in seconds; each is measured in a process of its own, because memory that an
+            allocator holds back hides the next peak.
+        device: PyTorch's name; on a GPU its own counter is read, on a CPU the resident memory of the process.
+        dtype: PyTorch's name.
+
+    Returns:
+        Length, as `length_name` writes it -> bytes of `features`, while ESPnet makes them of the samples, and of the
+        `encoder` afterwards.
+
+    Raises:
+        RecipeError: a process failed; the message has its last line.
+    """
+    files = {name: str(getattr(source, name).absolute()) for name in ("config_file", "model_file", "root")}
+
+    def measured(length: float) -> dict[str, int]:
+        asked = json.dumps({**files, "seconds": length, "device": device, "dtype": dtype})
+        done = subprocess.run(
+            [sys.executable, "-m", "espnet_mla.measure.memory", asked], capture_output=True, text=True, check=False,
+            preexec_fn=partial(die_with_parent, os.getpid()),
+            # Side by side, threads that wait must not keep a core busy.
+            env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "OMP_WAIT_POLICY": "passive"},
+        )  # fmt: skip
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            raise RecipeError(f"measuring the memory for {length_name(length)} s of speech failed: {said[-1]}")
+        return json.loads(done.stdout.splitlines()[-1])
+
+    with ThreadPoolExecutor(CORES) as pool:
+        return dict(zip(map(length_name, lengths), pool.map(measured, lengths), strict=True))
+
+
+def length_name(seconds: float) -> str:
+    """A length as figures.json has it: `10`, `2.5`."""
+    return f"{seconds:g}"
+
+
+def _peak(config_file: str, model_file: str, root: str, seconds: float, device: str, dtype: str) -> dict[str, int]:
+    """The bytes of one length: what the process that `peaks` starts does."""
+    register()
+    source = Source(mapping(Path(config_file)), Path(config_file), Path(model_file), Path(root), packed=False)
+    model, _ = source.load()
+    model = model.to(device=device, dtype=getattr(torch, dtype))
+    noise = torch.rand(round(seconds * source.fs)).to(device=device, dtype=getattr(torch, dtype)) - 0.5
+    encoder_of(model, noise[: source.fs])()  # what is made once for all
+    peak = _on_gpu if device.startswith("cuda") else _on_cpu
+    run: list[Callable[[], None]] = []
+    features = peak(lambda: run.append(encoder_of(model, noise)))
+    return {"features": features, "encoder": peak(run[0])}
+
+
+def _on_gpu(run: Callable[[], None]) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _on_cpu(run: Callable[[], None]) -> int:
+    # What the C library holds back, where it is one that can return it, would be used again and not be counted.
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+    CLEAR_REFS.write_text("5")  # Linux forgets the peak so far
+    before = _bytes("VmRSS")
+    run()
+    return _bytes("VmHWM") - before
+
+
+def _bytes(field: str) -> int:
+    lines = STATUS.read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+if __name__ == "__main__":
+    print(json.dumps(_peak(**json.loads(sys.argv[1]))))

@@ -1,0 +1,154 @@
+"""espnet-mla profile: what a model costs, measured, into figures.json beside it."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from espnet_mla.measure.names import FILE
+from espnet_mla.recipe.files import RecipeError
+from espnet_mla.recipe.options import UsageError
+from espnet_mla.transcribe import DECODING
+
+DESCRIPTION = """\
+Measure what a trained model costs, print it, and leave it in figures.json beside the model: parameters; what its caches
+keep, read off cache objects that speech has filled; peak memory; encoder and decoding time; and from the folder of the
+experiment how long it was trained and its WER and CER. A plain ESPnet model is measured the same way.
+"""
+SECONDS = (10.0, 30.0, 60.0, 300.0)
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, and return the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        _check(options)
+        _profile(options)
+    except UsageError as error:
+        parser.error(str(error))
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; figures.json stays as it was", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    if bool(options.model_tag) == bool(options.asr_model_file):
+        raise UsageError("either --asr_model_file (with --asr_train_config) or --model_tag is needed")
+    if options.model_tag and options.asr_train_config:
+        raise UsageError("--asr_train_config goes with --asr_model_file: --model_tag brings its own configuration")
+    if short := [seconds for seconds in options.seconds if not seconds >= 1]:
+        raise UsageError(f"--seconds {short[0]:g}: at least 1 is needed")
+    if options.utterances < 1:
+        raise UsageError(f"--utterances {options.utterances}: at least 1 is needed")
+
+
+def _profile(options: argparse.Namespace) -> None:
+    # Imported here because --help and a wrong option are answered at once.
+    from espnet_mla import register
+    from espnet_mla.measure import figures, measuring
+    from espnet_mla.measure.shown import table
+    from espnet_mla.recipe.jobs import end_on_signals
+    from espnet_mla.recipe.report import log
+    from espnet_mla.trained import find
+
+    end_on_signals()
+    began = time.monotonic()
+    register()
+    source = find(options.asr_train_config, options.asr_model_file, options.model_tag)
+    folder = _folder(options, source)
+    measured = measuring.measure(
+        source,
+        name=folder.resolve().name,
+        wav_scp=Path(options.wav_scp) if options.wav_scp else None,
+        utterances=options.utterances,
+        lengths=list(dict.fromkeys(options.seconds)),
+        device=options.device,
+        dtype=options.dtype,
+        decoding=_decoding(options),
+    )
+    figures.write(folder, measured)
+    print(table(measured))
+    log(f"{folder / FILE} is complete ({time.monotonic() - began:.0f} seconds)")
+
+
+def _folder(options: argparse.Namespace, source) -> Path:
+    """Where figures.json goes: beside the model, or, where that came from an archive or from the hub, as asr.sh names it."""
+    if options.output_dir:
+        return Path(options.output_dir)
+    if not source.packed:
+        return source.model_file.parent
+    tag = Path(options.model_tag)
+    return Path("exp") / (tag.stem if tag.exists() else tag)
+
+
+def _decoding(options: argparse.Namespace) -> dict:
+    """Options for Speech2Text: those of --inference_config, and over them those given by themselves.
+
+    Raises:
+        RecipeError: --inference_config has one that Speech2Text and asr_inference don't know.
+    """
+    import inspect
+
+    from espnet2.bin.asr_inference import Speech2Text, get_parser
+
+    from espnet_mla.pretrained import mapping
+
+    known = set(inspect.signature(Speech2Text).parameters)
+    of_the_program = {action.dest for action in get_parser()._actions}
+    found = {}
+    for name, value in (mapping(Path(options.inference_config)) if options.inference_config else {}).items():
+        if name not in known | of_the_program:
+            raise RecipeError(f"{options.inference_config}: {name} is no option of ESPnet's asr_inference")
+        if name in known:
+            found[name] = value
+    given = {name: getattr(options, name) for name in DECODING}
+    return found | {name: value for name, value in given.items() if value is not None}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="espnet-mla profile", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    model = parser.add_argument_group("the trained model")
+    model.add_argument("--asr_model_file", metavar="FILE", help="its weights, as exp/A/valid.acc.ave.pth")
+    model.add_argument(
+        "--asr_train_config", metavar="FILE", help="its configuration (default: config.yaml beside the weights)"
+    )
+    model.add_argument(
+        "--model_tag",
+        metavar="MODEL",
+        help="in place of both: a folder, an archive (.zip), or owner/name on the Hugging Face hub",
+    )
+    model.add_argument(
+        "--output_dir",
+        metavar="FOLDER",
+        help="for figures.json (default: the model's; for an archive or the hub exp/NAME)",
+    )
+    on = parser.add_argument_group("what it is measured on")
+    on.add_argument(
+        "--wav_scp",
+        metavar="FILE",
+        help="speech, as dump/raw/test_clean/wav.scp; without any, noise is encoded, and no decoding is timed",
+    )
+    on.add_argument(
+        "--utterances", metavar="N", type=int, default=10,
+        help="how many of them are decoded, at even distances over the file (default: %(default)s)",
+    )  # fmt: skip
+    on.add_argument(
+        "--seconds", metavar="S", type=float, nargs="+", default=SECONDS,
+        help="lengths of speech to encode; utterances are strung together for them (default: 10 30 60 300)",
+    )  # fmt: skip
+    how = parser.add_argument_group("how")
+    how.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    how.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: %(default)s)")
+    how.add_argument("--inference_config", metavar="FILE", help="decoding options, as conf/decode_asr.yaml")
+    for name, (kind, meaning) in DECODING.items():
+        how.add_argument(f"--{name}", type=kind, help=meaning)
+    return parser

@@ -1,0 +1,61 @@
+"""What a model's words came to: the errors of every utterance, read off the folders that stage 13 leaves."""
+
+import re
+from pathlib import Path
+
+from espnet_mla.recipe import sclite
+from espnet_mla.recipe.files import RecipeError
+
+KINDS = ("wer", "cer")
+_LINE = re.compile(r"^(.*)\(([^()]*)\)\s*$")  # text and name, as a .trn file has them
+_OF_A_MODEL = re.compile(r"_asr_model_([^/]+)$")
+
+
+def figures(asr_exp: Path, model_file: Path) -> dict[str, dict[str, dict]]:
+    """The scores of each set that the model was decoded on.
+
+    Args:
+        asr_exp: the folder of an experiment.
+        model_file: decodings whose folder names another one (`..._asr_model_<file>`) are left out.
+
+    Returns:
+        Name of the decoding, without that of the model -> set -> `utterances`, their names, and under `wer` and `cer` the
+        errors and words (or characters) of each, and their rate in per cent. Empty where nothing was scored.
+    """
+    found: dict[str, dict[str, dict]] = {}
+    for reference in sorted(asr_exp.rglob("score_*/ref.trn")):
+        kind, decoded = reference.parent.name.removeprefix("score_"), reference.parent.parent.relative_to(asr_exp)
+        named = _OF_A_MODEL.search(decoded.parts[0])
+        if kind not in KINDS or (named and named[1] != model_file.stem):
+            continue
+        counts = _counts(reference)
+        errors, words = (list(column) for column in zip(*counts.values(), strict=True))
+        score = {"rate": round(100 * sum(errors) / sum(words), 2), "errors": errors, "words": words}
+        of_set = found.setdefault(_OF_A_MODEL.sub("", decoded.parts[0]), {}).setdefault("/".join(decoded.parts[1:]), {})
+        of_set["utterances"] = list(counts)
+        of_set[kind] = score
+    return found
+
+
+def _counts(reference: Path) -> dict[str, tuple[int, int]]:
+    """Utterance -> errors and words, aligned as sclite does it.
+
+    Raises:
+        RecipeError: there is no word, or the hypotheses are missing.
+    """
+    references, hypotheses = _read(reference), _read(reference.with_name("hyp.trn"))
+    counts = {}
+    for utterance in sorted(references):
+        count = sclite.count(sclite.align(references[utterance], hypotheses.get(utterance, "")))
+        counts[utterance] = (count.errors, count.words)
+    if not sum(words for _, words in counts.values()):
+        raise RecipeError(f"{reference} has no word: score again (stage 13)")
+    return counts
+
+
+def _read(path: Path) -> dict[str, str]:
+    """A file of `text (utterance)` lines, sclite's trn."""
+    if not path.is_file():
+        raise RecipeError(f"{path} does not exist: score again (stage 13)")
+    lines = (found for line in path.read_text(encoding="utf-8").splitlines() if (found := _LINE.match(line)))
+    return {utterance: text.strip() for text, utterance in (line.groups() for line in lines)}

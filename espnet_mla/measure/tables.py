@@ -1,0 +1,210 @@
+"""A comparison as RESULTS.md, CSV and JSON."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+
+from espnet_mla.measure.bootstrap import LEVEL
+from espnet_mla.measure.columns import Column
+from espnet_mla.measure.comparison import Cell, Comparison, Row
+
+MISSING = "missing"
+
+
+def label(row: Row) -> str:
+    """A row's name, with its seeds where it has several."""
+    return row.name + (f" ({len(row.members)} seeds)" if len(row.members) > 1 else "")
+
+
+def shown(cell: Cell, column: Column) -> str:
+    """A cell as it is read: value, spread or interval, difference, probability, letter of its condition."""
+    if cell.value is None:
+        return MISSING
+    text = column.show(cell.value)
+    if cell.deviation:
+        text += f" ± {column.show(cell.deviation)}"
+    if cell.least is not None and cell.most is not None:
+        text += f" [{column.show(cell.least)}, {column.show(cell.most)}]"
+    if cell.difference:
+        text += f" {cell.difference:+.1f} %"
+    if cell.better is not None:
+        text += f" P {cell.better:.2f}"
+    return text + (f" ({cell.mark})" if cell.mark else "")
+
+
+def markdown(comparison: Comparison, plots: Mapping[str, str]) -> str:
+    """RESULTS.md.
+
+    Args:
+        plots: file -> its title.
+    """
+    parts = [
+        "# RESULTS\n",
+        *(f"\n**{note}**\n" for note in notes(comparison)),
+        _environment(comparison),
+        _legend(comparison),
+    ]
+    for table in dict.fromkeys(column.table for column in comparison.columns):
+        found = [column for column in comparison.columns if column.table == table]
+        heads = ["model", *(column.title for column in found)]
+        lines = [_line(heads), _line(["---"] * len(heads))]
+        for row in comparison.rows:
+            cells = [comparison.cell(row, column) for column in found]
+            texts = [shown(cell, column) for cell, column in zip(cells, found, strict=True)]
+            bold = [f"**{text}**" if cell.best else text for cell, text in zip(cells, texts, strict=True)]
+            lines.append(_line([label(row), *bold]))
+        parts.append(f"\n## {table}\n\n" + "".join(lines) + _conditions(comparison, found))
+    parts.append("\n## Plots\n\n" + "".join(f"![{title}]({file})\n" for file, title in plots.items()))
+    parts += _missing(comparison) + _left_out(comparison)
+    return "".join(parts)
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What stage 1 has noted of the corpora."""
+    found = ((one.figures.get("model") or {}).get("note") for row in comparison.rows for one in row.members)
+    return list(dict.fromkeys(note for note in found if note))
+
+
+def environment(comparison: Comparison) -> list[str]:
+    """What the figures were measured with: a line for each that differs."""
+    found: dict[str, list[str]] = {}
+    for row in comparison.rows:
+        for one in row.members:
+            of = one.figures.get("measured_with") or {}
+            versions = ", ".join(f"{name} {version}" for name, version in (of.get("versions") or {}).items())
+            gpu = f", {of['device']}" if of.get("device") not in (None, "cpu") else ""
+            line = f"{of.get('date')}: {of.get('machine')}, {of.get('cores')} cores, {of.get('threads')} threads{gpu}, "
+            line += f"{of.get('dtype')}; {versions}"
+            if of:
+                found.setdefault(line, []).append(one.name)
+    every = sum(len(row.members) for row in comparison.rows)
+    return [line + ("" if len(names) == every else f" ({', '.join(names)})") for line, names in found.items()]
+
+
+def seeds(comparison: Comparison) -> str:
+    """The seeds of all models, where they are known."""
+    found = ((one.figures.get("model") or {}).get("seed") for row in comparison.rows for one in row.members)
+    return ", ".join(map(str, sorted({seed for seed in found if seed is not None})))
+
+
+def as_csv(comparison: Comparison) -> str:
+    """A line for each row, and for each figure its value and all that belongs to it."""
+    parts = ("deviation", "least", "most", "difference", "better", "mark")
+    used = {
+        column.key: [
+            part for part in parts
+            if any(getattr(comparison.cell(row, column), part) not in (None, "") for row in comparison.rows)
+        ]
+        for column in comparison.columns
+    }  # fmt: skip
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    heads = [[key, *(f"{key}.{part}" for part in of)] for key, of in used.items()]
+    writer.writerow(["model", "seeds", "baseline", *(head for of in heads for head in of)])
+    for row in comparison.rows:
+        line: list[object] = [row.name, len(row.members), comparison.baselines[row.name]]
+        for column in comparison.columns:
+            cell = comparison.cell(row, column)
+            line += [cell.value, *(getattr(cell, part) for part in used[column.key])]
+        writer.writerow("" if value is None else value for value in line)
+    return text.getvalue()
+
+
+def as_json(comparison: Comparison) -> str:
+    """Everything, with the numbers as they were measured and as they are shown."""
+    return json.dumps(content(comparison), indent=2, ensure_ascii=False) + "\n"
+
+
+def content(comparison: Comparison) -> dict:
+    """What JSON and report hold."""
+    return {
+        "notes": notes(comparison),
+        "measured_with": environment(comparison),
+        "seeds": seeds(comparison),
+        "columns": [
+            {"key": column.key, "title": column.title, "table": column.table, "lower_is_better": column.lower,
+             "conditions": comparison.conditions.get(column.key, {})}
+            for column in comparison.columns
+        ],
+        "rows": [
+            {
+                "model": row.name,
+                "members": [one.name for one in row.members],
+                "encoder": row.encoder,
+                "attention": row.attention,
+                "baseline": comparison.baselines[row.name],
+                "figures": {
+                    column.key: {"shown": shown(cell, column), **vars(cell)}
+                    for column in comparison.columns
+                    for cell in [comparison.cell(row, column)]
+                },
+            }
+            for row in comparison.rows
+        ],
+        "left_out": comparison.left_out,
+    }  # fmt: skip
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _environment(comparison: Comparison) -> str:
+    lines = [f"- {line}\n" for line in environment(comparison)]
+    if of_seeds := seeds(comparison):
+        lines.append(f"- seeds: {of_seeds}\n")
+    return "\n" + "".join(lines)
+
+
+def legend(comparison: Comparison) -> list[str]:
+    """What the marks in the tables mean."""
+    baselines = list(dict.fromkeys(comparison.baselines.values()))
+    said = [
+        f"Differences in per cent are to {' or '.join(baselines)}"
+        + (", whichever has the same encoder." if len(baselines) > 1 else "."),
+        f"Of an error rate, brackets hold the {LEVEL} % bootstrap interval over utterances, and P is the probability that it "
+        "is lower than the baseline's (Bisani and Ney 2004); of a time, the least and the most of its runs.",
+    ]
+    if any(len(row.members) > 1 for row in comparison.rows):
+        said.append(
+            "Where a model has several seeds: mean ± standard deviation; the interval is of the mean, for its seeds."
+        )
+    if any(row.attention == "linear" for row in comparison.rows):
+        said.append("Linear attention keeps no frames but a state of fixed size, whatever the length.")
+    said.append("KV bytes of an encoder are what it would have to keep of the past to go on with the next frame.")
+    return said
+
+
+def _legend(comparison: Comparison) -> str:
+    best = "The best of a column is bold. " + " ".join(legend(comparison))
+    return f"\n{best}\n"
+
+
+def _conditions(comparison: Comparison, found: Sequence[Column]) -> str:
+    """The letters of columns whose figures were not all measured under the same conditions."""
+    lines: dict[str, list[str]] = {}
+    for column in found:
+        if of := comparison.conditions.get(column.key):
+            told = "; ".join(f"({letter}) {condition}" for letter, condition in of.items())
+            lines.setdefault(told, []).append(column.title)
+    return "".join(
+        f"\nMeasured under unlike conditions, so that only what has the same letter compares: {', '.join(titles)}: {told}.\n"
+        for told, titles in lines.items()
+    )
+
+
+def _missing(comparison: Comparison) -> list[str]:
+    lines = []
+    for row in comparison.rows:
+        commands: dict[str, list[str]] = {}
+        for column in comparison.columns:
+            for command in comparison.cell(row, column).missing:
+                commands.setdefault(command, []).append(column.title)
+        lines += [f"- {label(row)}: {', '.join(titles)}: `{command}`\n" for command, titles in commands.items()]
+    return ["\n## Missing\n\nWhat would make each figure:\n\n", *lines] if lines else []
+
+
+def _left_out(comparison: Comparison) -> list[str]:
+    lines = [f"- {why}\n" for why in comparison.left_out.values()]
+    return ["\n## Left out\n\n", *lines] if lines else []

@@ -1,7 +1,9 @@
 """What several test files share."""
 
 import contextlib
+import json
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,18 @@ def expected(recipe) -> list[tuple[str, float]]:
         heard = experiment.heard(Speech2Text(*files, **experiment.DECODING), experiment.samples(recipe))
     assert heard[0][0], "a test that compares empty texts would say little"
     return heard
+
+
+@pytest.fixture(scope="session")
+def figures(recipe, tmp_path_factory) -> dict:
+    """What espnet-mla profile finds of that experiment, with a training and the scores of two sets. Not to be changed."""
+    import profiled
+
+    folder = tmp_path_factory.mktemp("profiled") / "recipe"
+    shutil.copytree(recipe, folder, symlinks=True)
+    (folder / "exp/asr_tiny/train.log").write_text(profiled.TRAIN_LOG)
+    with contextlib.chdir(folder):
+        assert profiled.profile(folder) == 0
+    found = json.loads((folder / "exp/asr_tiny/figures.json").read_text())
+    sets = {"test_clean": profiled.scored([0, 1, 2, 0], [5, 6, 7, 8]), "test_other": profiled.scored([3, 0], [4, 4])}
+    return found | {"scores": {"decode_asr": sets}}

@@ -9,10 +9,12 @@ from espnet2.tasks.asr import ASRTask
 
 import espnet_mla
 from espnet_mla.attention import Attention
+from espnet_mla.measure import figures
 
 CONF = Path(__file__).parents[1] / "conf"
 ARCHITECTURES = ("conformer", "branchformer", "e_branchformer")
 KEPT = {"mha": 512, "gqa": 128, "mla": 64, "linear": 0}  # numbers a frame and layer
+STATE = 4 * (64 + 1) * 64  # numbers a layer that linear attention keeps for a stream: heads (d_head + 1) d_head
 PARAMETERS = {  # with BPE 5000; mha of Conformer and E-Branchformer are ESPnet's published 34.23 M and 38.47 M
     "conformer": {"mha": 34_229_520, "gqa": 33_045_264, "mla": 33_240_336, "linear": 33_436_944},
     "branchformer": {"mha": 30_589_200, "gqa": 29_404_944, "mla": 29_600_016, "linear": 29_796_624},
@@ -43,6 +45,9 @@ def test_a_conf_builds_a_model_of_the_size_and_the_cache_that_readme_says(archit
         assert attention.name == kind
         assert attention.project_kv(torch.randn(1, 5, 256)).nbytes_per_frame == 4 * KEPT[kind]
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[architecture][kind]
+    kept = figures.of_model(model.eval(), 16000)["kv_cache"]["encoder"]
+    assert kept["bytes_per_frame"] == 12 * 4 * KEPT[kind] and kept["bytes_per_second"] == 25 * 12 * 4 * KEPT[kind]
+    assert kept["fixed_bytes"] == (12 * 4 * STATE if kind == "linear" else 0)
 
 
 @pytest.mark.parametrize(("architecture", "parameters"), [("conformer", 32_251_152), ("branchformer", 28_610_832)])

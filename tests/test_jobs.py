@@ -24,7 +24,9 @@ def test_each_job_has_a_log_in_the_form_of_run_pl(tmp_path):
     jobs.run_jobs([python(f"print('said {n}')") for n in (1, 2)], logs, what="trying")
     for number, log in enumerate(logs, 1):
         lines = log.read_text().splitlines()
-        assert lines[0].startswith("# ") and lines[1].startswith("# Running on ") and lines[2].startswith("# Started at ")
+        assert (
+            lines[0].startswith("# ") and lines[1].startswith("# Running on ") and lines[2].startswith("# Started at ")
+        )
         assert f"said {number}" in lines
         assert lines[-1].startswith("# Ended (code 0) at ")
 

@@ -83,7 +83,8 @@ class Comparison:
 
     Args:
         baselines: of each row the one that it is compared with.
-        conditions: of each column that has several, letter -> what it stands for.
+        conditions: of each column, letter -> what its figures were measured under; the letter is empty where that is the
+            same for all.
         left_out: folder of what could not be read -> why.
     """
 
@@ -222,11 +223,10 @@ def _mark(comparison: Comparison, column: Column) -> None:
     cells = [comparison.cell(row, column) for row in comparison.rows]
     there = [cell for cell in cells if cell.value is not None]
     conditions = list(dict.fromkeys(cell.condition for cell in there))
-    if len(conditions) > 1:
-        letters = {condition: chr(ord("a") + place) for place, condition in enumerate(conditions)}
-        comparison.conditions[column.key] = {letter: condition for condition, letter in letters.items()}
-        for cell in there:
-            cell.mark = letters[cell.condition]
+    letters = [chr(ord("a") + place) for place in range(len(conditions))] if len(conditions) > 1 else [""]
+    comparison.conditions[column.key] = dict(zip(letters, conditions, strict=False))
+    for cell in there:
+        cell.mark = letters[conditions.index(cell.condition)]
     for condition in conditions:
         alike = [cell for cell in there if cell.condition == condition]
         if column.lower is None or len(alike) < 2 or len({cell.value for cell in alike}) == 1:

@@ -45,8 +45,7 @@ def markdown(comparison: Comparison, plots: Mapping[str, str]) -> str:
         _environment(comparison),
         _legend(comparison),
     ]
-    for table in dict.fromkeys(column.table for column in comparison.columns):
-        found = [column for column in comparison.columns if column.table == table]
+    for table, found in by_table(comparison).items():
         heads = ["model", *(column.title for column in found)]
         lines = [_line(heads), _line(["---"] * len(heads))]
         for row in comparison.rows:
@@ -54,10 +53,19 @@ def markdown(comparison: Comparison, plots: Mapping[str, str]) -> str:
             texts = [shown(cell, column) for cell, column in zip(cells, found, strict=True)]
             bold = [f"**{text}**" if cell.best else text for cell, text in zip(cells, texts, strict=True)]
             lines.append(_line([label(row), *bold]))
-        parts.append(f"\n## {table}\n\n" + "".join(lines) + _conditions(comparison, found))
+        parts.append(f"\n## {table}\n\n" + "".join(lines) + "\n")
+        parts += [f"- {line}\n" for line in conditions(comparison, found)]
     parts.append("\n## Plots\n\n" + "".join(f"![{title}]({file})\n" for file, title in plots.items()))
     parts += _missing(comparison) + _left_out(comparison)
     return "".join(parts)
+
+
+def by_table(comparison: Comparison) -> dict[str, list[Column]]:
+    """Heading -> columns."""
+    found: dict[str, list[Column]] = {}
+    for column in comparison.columns:
+        found.setdefault(column.table, []).append(column)
+    return found
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -122,9 +130,12 @@ def content(comparison: Comparison) -> dict:
         "notes": notes(comparison),
         "measured_with": environment(comparison),
         "seeds": seeds(comparison),
+        "tables": [
+            {"title": table, "conditions": conditions(comparison, found)} for table, found in by_table(comparison).items()
+        ],
         "columns": [
             {"key": column.key, "title": column.title, "table": column.table, "lower_is_better": column.lower,
-             "conditions": comparison.conditions.get(column.key, {})}
+             "conditions": comparison.conditions[column.key]}
             for column in comparison.columns
         ],
         "rows": [
@@ -181,17 +192,15 @@ def _legend(comparison: Comparison) -> str:
     return f"\n{best}\n"
 
 
-def _conditions(comparison: Comparison, found: Sequence[Column]) -> str:
-    """The letters of columns whose figures were not all measured under the same conditions."""
+def conditions(comparison: Comparison, found: Sequence[Column]) -> list[str]:
+    """What the figures of some columns were measured under: a line for columns that agree on it."""
     lines: dict[str, list[str]] = {}
     for column in found:
-        if of := comparison.conditions.get(column.key):
-            told = "; ".join(f"({letter}) {condition}" for letter, condition in of.items())
-            lines.setdefault(told, []).append(column.title)
-    return "".join(
-        f"\nMeasured under unlike conditions, so that only what has the same letter compares: {', '.join(titles)}: {told}.\n"
-        for told, titles in lines.items()
-    )
+        of = comparison.conditions[column.key]
+        if told := "; ".join(f"({letter}) {condition}" if letter else condition for letter, condition in of.items()):
+            unlike = "unlike conditions, compared only where the letter is the same: " if len(of) > 1 else ""
+            lines.setdefault(unlike + told, []).append(column.title)
+    return [f"{', '.join(titles)}: {told}" for told, titles in lines.items()]
 
 
 def _missing(comparison: Comparison) -> list[str]:

@@ -37,18 +37,19 @@ class Corpus:
 
     Args:
         place: the folder below the recipe's where run.sh works.
-        nbpe, suffix: as run.sh has them: the size of the vocabulary, and the end of an experiment's name.
+        nbpe: size of the vocabulary, as run.sh has it.
+        speeds: of speed perturbation, as run.sh has them.
         decoding: options of decoding that run.sh adds to conf/decode_asr.yaml.
     """
 
     place: Path
     nbpe: str
-    suffix: str
+    speeds: str
     decoding: tuple[str, ...]
 
 
 CORPORA = {
-    "librispeech_100": Corpus(Path("."), "5000", "_sp", ()),
+    "librispeech_100": Corpus(Path("."), "5000", "0.9 1.0 1.1", ()),
     "mini": Corpus(Path("mini"), "60", "", ("--beam_size", "5")),
 }
 
@@ -83,11 +84,12 @@ class Plan:
     """Which experiments there are, and the command of each step."""
 
     corpus: str
-    nbpe: str
+    stats: Path
     experiments: list[Experiment]
     jobs: int
     output: Path
     for_run_sh: tuple[str, ...]
+    seconds: tuple[str, ...]
     gpus: int
 
     @property
@@ -123,6 +125,7 @@ class Plan:
         speech = self._of.place / "dump" / "raw" / "test_clean" / "wav.scp"
         command = ["espnet-mla", "profile", "--asr_model_file", str(one.folder / MODEL), "--wav_scp", str(speech)]
         command += ["--inference_config", "conf/decode_asr.yaml", *self._of.decoding]
+        command += ["--seconds", *self.seconds] if self.seconds else []
         return command + (["--device", "cuda"] if self.gpus else [])
 
     def compare(self, experiments: Sequence[Experiment]) -> list[str]:
@@ -139,7 +142,7 @@ class Plan:
     @property
     def prepared(self) -> bool:
         """Whether the statistics are there, which are what stages 1 to 10 end with."""
-        return (self.exp / f"asr_stats_raw_en_bpe{self.nbpe}{self._of.suffix}/valid/text_shape.bpe").exists()
+        return (self.stats / "valid" / "text_shape.bpe").exists()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -290,16 +293,29 @@ def _plan(options: argparse.Namespace, rest: Sequence[str]) -> Plan:
         raise UsageError(f"--seeds {options.seeds!r}: {wrong[0]!r} is not a whole number")
     if len(set(seeds)) != len(seeds):
         raise UsageError(f"--seeds {options.seeds!r}: each only once")
+    given = options.speed_perturb_factors
+    tokens = f"raw_en_bpe{nbpe}"
+    suffix = "_sp" if (corpus.speeds if given is None else given).strip() else ""
     experiments = []
     for config in _configs(options.only):
         for seed in seeds or [""]:
             args = " ".join(filter(None, (options.asr_args, f"--seed {seed}" if seed else "")))
             overwritten = re.sub(r"[ |=/]", "", args.replace("--", "_"))
-            tag = f"{config_name(str(config))}_raw_en_bpe{nbpe}{overwritten}{corpus.suffix}"
+            tag = f"{config_name(str(config))}_{tokens}{overwritten}{suffix}"
             name = config.stem + (f"_seed{seed}" if seed else "")
             experiments.append(Experiment(name, config, args, corpus.place / "exp" / f"asr_{tag}"))
     output = Path(options.output) if options.output else corpus.place / "exp" / "comparison"
-    return Plan(options.corpus, nbpe, experiments, options.jobs, output, ("--nbpe", nbpe, *rest), len(gpus()))
+    speeds = () if given is None else ("--speed_perturb_factors", given)
+    return Plan(
+        options.corpus,
+        corpus.place / "exp" / f"asr_stats_{tokens}{suffix}",
+        experiments,
+        options.jobs,
+        output,
+        ("--nbpe", nbpe, *speeds, *rest),
+        tuple(options.seconds),
+        len(gpus()),
+    )
 
 
 def _configs(only: str | None) -> list[Path]:
@@ -393,6 +409,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--asr_args", metavar="OPTIONS", default="", help="of training, for all, as for run.sh")
     parser.add_argument("--nbpe", metavar="N", help="size of the BPE vocabulary, as for run.sh")
+    parser.add_argument(
+        "--speed_perturb_factors",
+        metavar="FACTORS",
+        help='as for run.sh; "" for none (default: run.sh\'s of the corpus)',
+    )
+    parser.add_argument(
+        "--seconds", metavar="S", nargs="+", default=[], help="lengths of speech to measure, as for espnet-mla profile"
+    )
     return parser
 
 

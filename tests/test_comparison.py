@@ -1,0 +1,180 @@
+"""Models side by side: what is joined, what is compared with what, and what is not."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from profiled import experiment, scored
+
+from espnet_mla.measure.comparison import compare
+from espnet_mla.recipe.files import RecipeError
+
+RATE = "scores__decode_asr__test_clean"
+
+
+def cell(comparison, row: str, key: str):
+    return comparison.cells[row, key]
+
+
+def test_each_figure_is_that_of_figures_json(tmp_path, figures):
+    place = experiment(tmp_path, figures, "A")
+    found = compare([place], [])
+    assert cell(found, "A", "parameters.all").value == figures["parameters"]["all"]
+    assert cell(found, "A", "kv.encoder.bytes_per_frame").value == figures["kv_cache"]["encoder"]["bytes_per_frame"]
+    assert cell(found, "A", "cache.2").value == figures["cache"]["2"]["bytes"]
+    assert cell(found, "A", "per_gigabyte.2").value == figures["cache"]["2"]["per_gigabyte"]
+    assert cell(found, "A", "memory.1").value == figures["peak_memory"]["1"]["encoder"]
+    seconds, factor = (cell(found, "A", f"encoder_{name}.2") for name in ("seconds", "rtf"))
+    measured = figures["encoder"]["2"]
+    assert (seconds.value, seconds.least, seconds.most) == (measured["seconds"], measured["least"], measured["most"])
+    assert (factor.value, factor.most) == (measured["seconds"] / 2, measured["most"] / 2)
+    assert cell(found, "A", "decoding_seconds").value == figures["decoding"]["seconds"]
+    assert cell(found, "A", "training_seconds").value == figures["training"]["seconds"]
+    assert cell(found, "A", "wer.test_clean").value == round(100 * 3 / 26, 2)
+    assert all(one.difference is None and not one.best for one in found.cells.values())
+
+
+def test_differences_are_to_the_named_baseline_and_the_best_is_marked(tmp_path, figures):
+    change = {"encoder__2__seconds": 4.0, RATE: scored([0, 0, 1, 0], [5, 6, 7, 8])}
+    places = [experiment(tmp_path, figures, "A", encoder__2__seconds=5.0), experiment(tmp_path, figures, "B", **change)]
+    found = compare(places, ["A"])
+    assert cell(found, "B", "encoder_seconds.2").difference == pytest.approx(-20)
+    assert cell(found, "B", "encoder_seconds.2").best and not cell(found, "A", "encoder_seconds.2").best
+    assert cell(found, "A", "encoder_seconds.2").difference is None
+    assert not cell(found, "A", "parameters.all").best  # where all are alike none is best
+    assert cell(found, "B", "wer.test_clean").better > 0.5 and cell(found, "A", "wer.test_clean").better is None
+    assert compare(places, []).baselines == {"A": "A", "B": "A"}  # the first
+    turned = compare(places, [str(places[1])])
+    assert cell(turned, "A", "encoder_seconds.2").difference == pytest.approx(25)
+
+
+def test_of_several_baselines_each_row_takes_that_of_its_encoder(tmp_path, figures):
+    encoders = {"A": "conformer", "B": "branchformer", "C": "branchformer", "D": "transformer"}
+    places = [experiment(tmp_path, figures, name, model__encoder=encoder) for name, encoder in encoders.items()]
+    assert compare(places, ["A", "B"]).baselines == {"A": "A", "B": "B", "C": "B", "D": "A"}
+    with pytest.raises(RecipeError, match="--baseline E: compared are A, B, C, D"):
+        compare(places, ["E"])
+
+
+def test_seeds_of_one_configuration_are_one_row_with_mean_and_spread(tmp_path, figures):
+    places = [
+        experiment(
+            tmp_path, figures, f"conformer_seed{seed}", model__conf="same", model__seed=seed,
+            training__seconds=float(seconds), **{RATE: scored([errors, 0, 0, 0], [5, 6, 7, 8])},
+        )
+        for seed, seconds, errors in ((1, 10, 0), (2, 20, 1), (3, 60, 5))
+    ]  # fmt: skip
+    places.append(experiment(tmp_path, figures, "other"))
+    found = compare(places, ["conformer_seed2"])
+    assert [row.name for row in found.rows] == ["conformer", "other"]
+    joined = cell(found, "conformer", "training_seconds")
+    assert (joined.value, joined.deviation) == (30.0, pytest.approx(26.4575, abs=1e-3))
+    rate = cell(found, "conformer", "wer.test_clean")
+    assert rate.value == pytest.approx((0 + 3.85 + 19.23) / 3) and rate.least == 0 < rate.most
+    assert found.baselines["other"] == "conformer"
+
+
+def test_one_seed_twice_is_no_second_seed(tmp_path, figures):
+    places = [experiment(tmp_path, figures, name, model__conf="same", model__seed=1) for name in ("A", "copy_of_A")]
+    assert [row.name for row in compare(places, []).rows] == ["A", "copy_of_A"]
+
+
+def test_what_was_measured_under_unlike_conditions_is_neither_ranked_nor_set_against_a_baseline(tmp_path, figures):
+    places = [
+        experiment(tmp_path, figures, "A"),
+        experiment(tmp_path, figures, "B", measured_with__threads=99, encoder__2__seconds=1e-9),
+        experiment(tmp_path, figures, "C", encoder__2__seconds=1e-8),
+        experiment(tmp_path, figures, "D", **{f"{RATE}__utterances": ["other1", "other2", "other3", "other4"]}),
+        experiment(tmp_path, figures, "E", model__training_set="train_960"),
+        experiment(tmp_path, figures, "F", decoding__options={"beam_size": 1}),
+    ]
+    found = compare(places, ["A"])
+    times = {row: cell(found, row, "encoder_seconds.2") for row in "ABC"}
+    assert [times[row].mark for row in "ABC"] == ["a", "b", "a"]
+    assert (times["B"].difference, times["B"].best, times["C"].best) == (None, False, True)
+    assert "99 threads" in found.conditions["encoder_seconds.2"]["b"]
+    assert [cell(found, row, "wer.test_clean").mark for row in "ABCDEF"] == ["a", "a", "a", "b", "c", "a"]
+    assert cell(found, "D", "wer.test_clean").better is None
+    assert (
+        "train_960" in found.conditions["wer.test_clean"]["c"]
+        and "train_960" in found.conditions["training_seconds"]["b"]
+    )
+    assert cell(found, "F", "decoding_rtf").mark == "c"
+    assert list(found.conditions["parameters.all"]) == [""]  # no conditions there, so no letters
+
+
+def test_another_decoding_is_shown_as_such(tmp_path, figures):
+    sets = figures["scores"]["decode_asr"]
+    places = [experiment(tmp_path, figures, name) for name in "AB"]
+    places.append(experiment(tmp_path, figures, "C", scores={"greedy": sets}))
+    places.append(experiment(tmp_path, figures, "D", scores={"greedy": sets, "decode_asr": sets}))
+    found = compare(places, [])
+    assert [cell(found, row, "wer.test_clean").mark for row in "ABCD"] == ["a", "a", "b", "a"]
+    assert found.conditions["wer.test_clean"]["b"].startswith("greedy, ")
+
+
+def test_missing_figures_are_missing_with_the_command_that_would_make_them(tmp_path, figures, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    experiment(tmp_path, figures, "A")
+    experiment(tmp_path, None, "B")
+    experiment(tmp_path, figures, "C", training=None, scores={}, decoding=None, model__file="model.pth")
+    found = compare([Path("exp/A"), Path("exp/B"), Path("exp/C")], [])
+    assert all(one.value is None and one.missing for (row, _), one in found.cells.items() if row == "B")
+    profile = "espnet-mla profile --asr_model_file exp/B/valid.acc.ave.pth --wav_scp dump/raw/test_clean/wav.scp"
+    assert cell(found, "B", "encoder_seconds.2").missing == [profile]
+    assert cell(found, "C", "encoder_seconds.2").value is not None
+    decoding = cell(found, "C", "decoding_rtf").missing
+    assert decoding == [profile.replace("B/valid.acc.ave.pth", "C/model.pth")]
+    scoring = "./run.sh --stage 12 --stop_stage 13 --asr_exp exp/C --inference_asr_model model.pth && "
+    assert cell(found, "C", "wer.test_clean").missing == [scoring + decoding[0]]
+    assert (
+        cell(found, "C", "training_seconds")
+        .missing[0]
+        .startswith("./run.sh --stage 11 --stop_stage 11 --asr_exp exp/C")
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"encoder__2__seconds": "fast"}, {"encoder__2__seconds": -1.0}, {"encoder__2__seconds": float("nan")},
+        {"parameters": [1, 2]}, {"kv_cache": 3}, {"measured_with": "a machine"}, {"scores": [1]},
+        {"scores": {"decode_asr": 5}}, {"scores": {"decode_asr": {"test_clean": 5}}}, {"training": "long"},
+        {f"{RATE}__wer__errors": [1]}, {f"{RATE}__wer__errors": None}, {"encoder__2": None, "encoder__two": {}},
+        {"encoder__2__seconds": True},
+    ],
+)  # fmt: skip
+def test_broken_figures_are_named_and_left_out(tmp_path, figures, change):
+    whole, broken = experiment(tmp_path, figures, "A"), experiment(tmp_path, figures, "B")
+    found = json.loads((broken / "figures.json").read_text())
+    for path, value in change.items():
+        *above, last = path.split("__")
+        at = found
+        for key in above:
+            at = at[key]
+        at[last] = value
+    (broken / "figures.json").write_text(json.dumps(found))
+    comparison = compare([whole, broken], [])
+    assert [row.name for row in comparison.rows] == ["A"]
+    assert list(comparison.left_out) == [str(broken)] and "figures.json is broken: " in comparison.left_out[str(broken)]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00\xff"])
+def test_files_that_are_no_json_object_are_left_out(tmp_path, figures, text):
+    whole, broken = experiment(tmp_path, figures, "A"), experiment(tmp_path, figures, "B")
+    (broken / "figures.json").write_bytes(text.encode("latin-1"))
+    assert list(compare([whole, broken], []).left_out) == [str(broken)]
+    with pytest.raises(RecipeError, match="no experiment is left to compare"):
+        compare([broken], [])
+
+
+def test_two_experiments_of_one_name_are_refused(tmp_path, figures):
+    first, second = experiment(tmp_path / "one", figures, "A"), experiment(tmp_path / "two", figures, "A")
+    with pytest.raises(RecipeError, match="two/exp/A has the name of .*one/exp/A"):
+        compare([first, second], [])
+    with pytest.raises(RecipeError, match="exp/A is named twice"):
+        compare([first, first], [])
+    shutil.rmtree(second)
+    with pytest.raises(RecipeError, match="is no folder of an experiment"):
+        compare([first, second], [])

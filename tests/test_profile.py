@@ -1,0 +1,171 @@
+"""espnet-mla profile: every figure of a model, measured, in figures.json beside it and printed."""
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import profiled
+import pytest
+import soundfile
+import torch
+import yaml
+
+from espnet_mla.measure import profile
+from espnet_mla.recipe import scoring
+
+
+@pytest.fixture
+def folder(recipe, tmp_path, monkeypatch):
+    """A copy of the recipe's folder, as the current one."""
+    shutil.copytree(recipe, tmp_path / "recipe", symlinks=True)
+    monkeypatch.chdir(tmp_path / "recipe")
+    return tmp_path / "recipe"
+
+
+def decoded(folder: Path, decoding: str) -> None:
+    """What stages 12 and 13 leave of a test set."""
+    data, out = folder / "dump/raw/test", folder / "exp/asr_tiny" / decoding / "test"
+    for place in (data, out):
+        place.mkdir(parents=True, exist_ok=True)
+    (data / "text").write_text("s-a THE CAT SAT\ns-b ON THE MAT\n")
+    (data / "utt2spk").write_text("s-a s\ns-b s\n")
+    (out / "text").write_text("s-a THE CAT\ns-b ON THE BIG MAT\n")
+    scoring.score(data, out, ("wer", "cer"))
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / "exp/asr_tiny/figures.json").read_text())
+
+
+def test_every_figure_is_measured_written_and_printed(folder, capsys):
+    decoded(folder, "decode_asr_asr_model_valid.acc.ave")
+    decoded(folder, "decode_asr_asr_model_latest")  # of another model
+    (folder / "exp/asr_tiny/train.log").write_text(profiled.TRAIN_LOG)
+    assert profiled.profile(folder) == 0
+    found, shown = read(folder), capsys.readouterr().out
+
+    assert found["model"]["encoder"] == "branchformer" and found["model"]["name"] == "asr_tiny"
+    assert found["kv_cache"]["encoder"] == {
+        "attention": "mla", "layers": 2, "bytes_per_frame": 2 * 8 * 4, "bytes_per_second": 25 * 2 * 8 * 4, "fixed_bytes": 0,
+    }  # fmt: skip
+    assert found["kv_bytes_per_second"] == 25 * 4 * (
+        2 * 8 + 2 * 32
+    )  # two layers of rank 8, keys and values of the decoder
+    for length, seconds in (("1", 1), ("2", 2)):
+        cache, time_ = found["cache"][length], found["encoder"][length]
+        frames = cache["encoder"] / (2 * 8 * 4)
+        assert frames == pytest.approx(25 * seconds, abs=2) and cache["decoder_src"] == frames * 2 * 32 * 4
+        assert cache["bytes"] == cache["encoder"] + cache["decoder_src"]
+        assert cache["per_gigabyte"] == 10**9 // cache["bytes"]
+        assert 0 < time_["least"] <= time_["seconds"] <= time_["most"] and time_["runs"] >= 2
+        assert time_["real_time_factor"] == time_["seconds"] / seconds
+        assert found["peak_memory"][length]["encoder"] > 0
+    decoding = found["decoding"]
+    assert (decoding["utterances"], decoding["audio_seconds"]) == (3, 4.5)
+    assert decoding["options"] == {"beam_size": 2, "ctc_weight": 0.5, "maxlenratio": 0.2}
+    assert found["training"]["epochs"] == 3
+    assert list(found["scores"]) == ["decode_asr"]
+    of_set = found["scores"]["decode_asr"]["test"]
+    assert of_set["wer"] == {"rate": 33.33, "errors": [1, 1], "words": [3, 3]}
+    assert of_set["utterances"] == ["s-s-a", "s-s-b"]
+    assert found["measured_with"]["threads"] == torch.get_num_threads()
+    assert found["measured_with"]["speech"] == "wav.scp"
+    for told in ("encoder, mla", "peak memory, encoder", "real-time factor", "3 epochs", "WER 33.33 %", "beam_size 2"):
+        assert told in shown, told
+
+
+def test_a_rerun_replaces_the_figures_and_a_failing_one_leaves_them(folder, capsys):
+    assert profiled.profile(folder) == 0
+    first = read(folder)
+    assert profiled.profile(folder, "--utterances", "1") == 0
+    assert read(folder)["decoding"]["utterances"] == 1 and first["decoding"]["utterances"] == 3
+    soundfile.write(folder / "speech.flac", np.zeros(8000), 8000)
+    capsys.readouterr()
+    assert profiled.profile(folder) == 1
+    assert "has 8000 Hz, but the model takes 16000 Hz" in capsys.readouterr().err
+    assert read(folder)["decoding"]["utterances"] == 1
+
+
+def test_without_speech_noise_is_encoded_and_decoding_is_missing(folder, capsys):
+    assert profile.main(["--asr_model_file", "exp/asr_tiny/valid.acc.ave.pth", "--seconds", "1"]) == 0
+    found = read(folder)
+    assert (
+        found["measured_with"]["speech"] == "noise" and "decoding" not in found and found["encoder"]["1"]["seconds"] > 0
+    )
+    shown = capsys.readouterr().out
+    assert "decoding: missing, --wav_scp names no speech" in shown
+    assert "WER, CER: missing" in shown and "training: missing" in shown
+
+
+def test_an_archive_of_the_model_zoo_is_profiled_too(archive, recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "wav.scp").write_text(f"utt {recipe / 'speech.flac'}\n")
+    given = ("--model_tag", str(archive), "--wav_scp", "wav.scp", "--seconds", "1", *profiled.DECODING)
+    assert profile.main(given) == 0
+    found = json.loads((tmp_path / "exp/asr_tiny_valid.acc.ave/figures.json").read_text())
+    assert found["model"]["name"] == "asr_tiny_valid.acc.ave" and found["kv_cache"]["encoder"]["attention"] == "mla"
+    assert found["training"] is None and found["scores"] == {}
+    assert profile.main([*given, "--output_dir", "elsewhere"]) == 0
+    assert (tmp_path / "elsewhere/figures.json").is_file()
+
+
+def test_a_plain_espnet_model_is_profiled_the_same_way(folder):
+    import experiment
+
+    config = yaml.safe_load((folder / "exp/asr_tiny/config.yaml").read_text())
+    del config["encoder_conf"]["attention_conf"]
+    config["encoder_conf"]["attention_layer_type"] = "rel_selfattn"
+    plain = folder / "exp/asr_plain"
+    plain.mkdir()
+    (plain / "config.yaml").write_text(yaml.safe_dump(config))
+    with contextlib.chdir(folder):
+        experiment.add_model(plain)
+    given = ("--wav_scp", "wav.scp", "--seconds", "1", *profiled.DECODING)
+    (folder / "wav.scp").write_text("utt speech.flac\n")
+    assert profile.main(["--asr_model_file", str(plain / "valid.acc.ave.pth"), *given]) == 0
+    found = json.loads((plain / "figures.json").read_text())
+    kept = found["kv_cache"]["encoder"]
+    assert (kept["attention"], kept["bytes_per_frame"]) == ("rel_selfattn", 2 * 2 * 32 * 4)
+    assert found["decoding"]["seconds"] > 0 and found["peak_memory"]["1"]["encoder"] > 0
+
+
+def test_the_options_of_a_decoding_configuration_are_taken_and_unknown_ones_named(folder, capsys):
+    (folder / "decode.yaml").write_text("beam_size: 3\nctc_weight: 0.4\nbatch_size: 1\nngpu: 0\n")
+    assert profiled.profile(folder, "--inference_config", "decode.yaml") == 0
+    options = read(folder)["decoding"]["options"]
+    assert (options["beam_size"], options["ctc_weight"]) == (2, 0.4)  # --beam_size 2 wins
+    (folder / "decode.yaml").write_text("beamsize: 3\n")
+    capsys.readouterr()
+    assert profiled.profile(folder, "--inference_config", "decode.yaml") == 1
+    assert "decode.yaml: beamsize is no option" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "said"),
+    [
+        (["--seconds", "0.5"], 2, "--seconds 0.5: at least 1 is needed"),
+        (["--utterances", "0"], 2, "--utterances 0: at least 1 is needed"),
+        (["--model_tag", "x"], 2, "either --asr_model_file"),
+        (["--dtype", "int8"], 2, "invalid choice"),
+        (["--wav_scp", "nowhere.scp"], 1, "nowhere.scp does not exist"),
+        (["--asr_model_file", "exp/nowhere.pth"], 1, "exp/nowhere.pth does not exist"),
+        (["--device", "cuda:99"], 1, "--device cuda:99"),
+    ],
+)
+def test_bad_input_is_named(folder, capsys, more, status, said):
+    try:
+        ended = profiled.profile(folder, *more)
+    except SystemExit as error:
+        ended = error.code
+    assert ended == status and said in capsys.readouterr().err
+    assert not (folder / "exp/asr_tiny/figures.json").exists()
+
+
+def test_half_precision_is_measured_in_half_the_bytes(folder):
+    assert profiled.profile(folder, "--dtype", "bfloat16") == 0
+    found = read(folder)
+    assert found["measured_with"]["dtype"] == "bfloat16"
+    assert found["kv_cache"]["encoder"]["bytes_per_frame"] == 2 * 8 * 2

@@ -38,6 +38,9 @@ def _compare(folders: Sequence[Path], baselines: Sequence[str], output: Path) ->
     for why in comparison.left_out.values():
         print(f"error: {why}; it is left out", file=sys.stderr)
     drawn = plots.draw(comparison)
+    for name in {name for name, *_ in plots.PLOTS} - {plot.name for plot in drawn}:  # of an earlier comparison
+        for kind in ("svg", "png"):
+            (output / f"{name}.{kind}").unlink(missing_ok=True)
     write_text(output / "RESULTS.md", tables.markdown(comparison, {f"{plot.name}.png": plot.title for plot in drawn}))
     write_text(output / "comparison.csv", tables.as_csv(comparison))
     write_text(output / "comparison.json", tables.as_json(comparison))

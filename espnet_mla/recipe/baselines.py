@@ -28,6 +28,7 @@ ARCHITECTURES = ("conformer", "branchformer", "e_branchformer")
 ATTENTIONS = ("mha", "gqa", "mla", "linear")
 PAIRS = tuple(f"{architecture}_{attention}" for architecture in ARCHITECTURES for attention in ATTENTIONS)
 MODEL = "valid.acc.ave.pth"
+LONGEST_NAME = 255  # of a file, in Linux's and macOS's file systems
 OWN = ("stage", "stop_stage", "asr_config", "asr_tag", "asr_exp", "inference_asr_model")  # run.sh's, set here
 
 
@@ -158,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _perform(plan)
     except UsageError as error:
         parser.error(str(error))
-    except RecipeError as error:
+    except (RecipeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -189,7 +190,7 @@ def _perform(plan: Plan) -> int:
             nonlocal compared
             if status:
                 compared = False
-                print(f"error: {failure('comparing', status, logs / 'compare.log')}", file=sys.stderr)
+                print(f"error: {failure('comparing failed', status, logs / 'compare.log')}", file=sys.stderr)
 
         _side_by_side({"compare": plan.compare(measured)}, logs, 1, end)
     print(_table(plan.experiments))
@@ -255,7 +256,7 @@ def _side_by_side(
 
 def _refuse(name: str, status: int, logs: Path) -> None:
     if status:
-        raise failure("preparing the data", status, logs / f"{name}.log")
+        raise failure("preparing the data failed", status, logs / f"{name}.log")
 
 
 def _newer(made: Path, source: Path) -> bool:
@@ -302,6 +303,11 @@ def _plan(options: argparse.Namespace, rest: Sequence[str]) -> Plan:
             args = " ".join(filter(None, (options.asr_args, f"--seed {seed}" if seed else "")))
             overwritten = re.sub(r"[ |=/]", "", args.replace("--", "_"))
             tag = f"{config_name(str(config))}_{tokens}{overwritten}{suffix}"
+            if len(f"asr_{tag}") > LONGEST_NAME:
+                raise UsageError(
+                    f"--asr_args: the folder asr_{tag:.60}... has a name of {len(tag) + 4} characters, and at most "
+                    f"{LONGEST_NAME} are possible; a configuration of your own takes as many options as you like"
+                )
             name = config.stem + (f"_seed{seed}" if seed else "")
             experiments.append(Experiment(name, config, args, corpus.place / "exp" / f"asr_{tag}"))
     output = Path(options.output) if options.output else corpus.place / "exp" / "comparison"

@@ -1,0 +1,153 @@
+"""run_all_baselines.sh: every pair, one command; what is done is skipped, and what fails is shown."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from test_recipe import RECIPE, ROOT, recipe_folder
+
+from espnet_mla.recipe import baselines, mini
+
+SMALL = ("--ngpu", "0", "--gpu_inference", "false", "--speed_perturb_factors", "", "--test_sets", "test_clean",
+         "--inference_args", "--beam_size 2 --maxlenratio 0.1", "--nbpe", "40", "--seconds", "1", "2")  # fmt: skip
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {key: value for key, value in os.environ.items() if key not in ("ESPNET_ROOT", "LIBRISPEECH")}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    environment["PYTHONPATH"] = f"{ROOT}:{environment.get('PYTHONPATH', '')}"
+    command = [str(folder / "run_all_baselines.sh"), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A recipe with a small corpus of LibriSpeech's form, a good configuration and one that can't be built."""
+    recipe_folder(tmp_path)
+    (tmp_path / "run_all_baselines.sh").symlink_to(RECIPE / "run_all_baselines.sh")
+    (tmp_path / "conf").unlink()
+    (tmp_path / "conf").mkdir()
+    shutil.copy(RECIPE / "conf/decode_asr.yaml", tmp_path / "conf")
+    config = yaml.safe_load((RECIPE / "conf/branchformer_mla.yaml").read_text())
+    config["encoder_conf"] |= {"output_size": 64, "num_blocks": 1, "cgmlp_linear_units": 32}
+    config["decoder_conf"] |= {"num_blocks": 1, "linear_units": 16}
+    config |= {"batch_type": "unsorted", "batch_size": 4, "accum_grad": 1, "max_epoch": 2, "num_workers": 0}
+    (tmp_path / "conf/branchformer_mla.yaml").write_text(yaml.safe_dump(config))
+    config["encoder_conf"]["attention_conf"] = {"kv_lora_rank": 0}
+    (tmp_path / "conf/branchformer_bad.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+def test_a_failing_pair_stops_no_other_is_shown_with_its_log_and_what_is_done_is_skipped(folder):
+    sizes = {"train-clean-100": 12, "dev-clean": 2, "dev-other": 2, "test-clean": 2, "test-other": 2}
+    mini.synthesise(folder / "downloads", sizes=sizes)
+    given = ("--only", "branchformer_*", "--seeds", "1 2", "--jobs", "2", "--asr_args", "--max_epoch 1", *SMALL)
+    done = run(folder, *given)
+    assert done.returncode == 1, done.stdout + done.stderr
+    table = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.startswith("branchformer_")}
+    for seed in (1, 2):
+        assert table[f"branchformer_mla_seed{seed}"][1:3] == ["done", "done"]
+        _, trained, measured, _, log = table[f"branchformer_bad_seed{seed}"]
+        assert (trained, measured) == ("FAILED", "-")
+        assert "kv_lora_rank" in (folder / log).read_text()
+    results = (folder / "exp/comparison/RESULTS.md").read_text()
+    assert "_mla_raw_en_bpe40" in results and "(2 seeds)" in results and "bad" not in results
+    models = sorted((folder / "exp").glob("asr_branchformer_mla*/valid.acc.ave*best.pth"))
+    made = [path.stat().st_mtime_ns for path in models]
+    assert len(models) == 2
+
+    again = run(folder, "--only", "branchformer_mla", *given[2:])
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "./run.sh" not in again.stdout and "espnet-mla profile" not in again.stdout
+    assert [path.stat().st_mtime_ns for path in models] == made
+    dry = run(folder, "--only", "branchformer_mla", *given[2:], "--dry_run")
+    assert dry.stdout.startswith("# branchformer_mla_seed1 is trained and scored\n") and "0 models" in dry.stdout
+
+
+def test_a_failure_of_the_data_ends_it_with_the_reason(folder):
+    (folder / "downloads" / "LibriSpeech").mkdir(parents=True)
+    (folder / "local").unlink()
+    (folder / "local").mkdir()
+    (folder / "local/data.sh").write_text("#!/bin/sh\necho no corpus here >&2\nexit 1\n")
+    (folder / "local/data.sh").chmod(0o755)
+    done = run(folder, "--only", "branchformer_mla", *SMALL)
+    assert done.returncode == 1
+    assert "error: preparing the data failed" in done.stderr and "exp/baselines/data.log" in done.stderr
+    assert "no corpus here" in done.stderr
+
+
+def dry(monkeypatch, capsys, *arguments: str) -> list[str]:
+    monkeypatch.chdir(RECIPE)
+    monkeypatch.setattr(baselines, "gpus", list)
+    assert baselines.main([*arguments, "--dry_run"]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_dry_run_prints_every_command_of_the_twelve_pairs_with_hours_and_disk(monkeypatch, capsys):
+    lines = dry(monkeypatch, capsys, "--corpus", "mini", "--output", "elsewhere")
+    training = [line for line in lines if "--stage 11" in line]
+    assert len(training) == 12 and all("hours" in line and "GB" in line for line in training)
+    assert [line.split("conf/")[1].split(".yaml")[0] for line in training] == list(baselines.PAIRS)
+    assert len([line for line in lines if line.startswith("espnet-mla profile ")]) == 12
+    compared = next(line for line in lines if line.startswith("espnet-mla compare "))
+    assert compared.endswith(
+        "--baseline asr_conformer_mha_raw_en_bpe60 asr_branchformer_mha_raw_en_bpe60 asr_e_branchformer_mha_raw_en_bpe60 "
+        "--output elsewhere"
+    )
+    assert lines[-1].startswith("# about ") and "12 models" in lines[-1]
+
+
+def test_seeds_patterns_and_options_of_run_sh_reach_the_commands(monkeypatch, capsys):
+    lines = dry(monkeypatch, capsys, "--only", "conformer_m* *_linear", "--seeds", "1 2", "--asr_args", "--max_epoch 3",
+                "--batch_size", "4", "--jobs", "3")  # fmt: skip
+    training = [line for line in lines if "--stage 11" in line]
+    names = ["conformer_mha", "conformer_mla", "conformer_linear", "branchformer_linear", "e_branchformer_linear",
+             "conformer_mla_decoder"]  # fmt: skip
+    assert [line.split("conf/")[1].split(".yaml")[0] for line in training] == [name for name in names for _ in "12"]
+    assert "--asr_args '--max_epoch 3 --seed 2'" in training[1] and "--batch_size 4" in training[1]
+    assert "--asr_tag conformer_mha_raw_en_bpe5000_max_epoch3_seed2_sp" in training[1]
+    assert f"--nj {max(1, baselines.CORES // 3)}" in training[1]
+
+
+def test_the_names_are_those_that_run_sh_gives(monkeypatch, capsys, tmp_path):
+    """Without a tag, asr.sh would name the experiments so."""
+    from espnet_mla.recipe.layout import Layout
+    from espnet_mla.recipe.options import parse
+
+    for corpus, speeds in (("librispeech_100", "0.9 1.0 1.1"), ("mini", "")):
+        line = next(one for one in dry(monkeypatch, capsys, "--corpus", corpus, "--seeds", "7") if "--stage 11" in one)
+        tag = line.split("--asr_tag ")[1].split()[0]
+        nbpe = line.split("--nbpe ")[1].split()[0]
+        given = ["--train_set", "t", "--valid_set", "v", "--test_sets", "x", "--lang", "en", "--nbpe", nbpe, "--asr_config",
+                 "conf/conformer_mha.yaml", "--asr_args", "--seed 7", "--speed_perturb_factors", speeds]  # fmt: skip
+        assert tag == Layout(parse(given)).asr_tag
+    script = (RECIPE / "run.sh").read_text()
+    assert (
+        "nbpe=${nbpe:-5000}" in script
+        and "nbpe=${nbpe:-60}" in script
+        and '--speed_perturb_factors "0.9 1.0 1.1"' in script
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "transducer_*"], "--only 'transducer_*' fits none of conformer_mha"),
+        (["--seeds", "1 x"], "--seeds '1 x': 'x' is not a whole number"),
+        (["--seeds", "1 1"], "each only once"),
+        (["--jobs", "0"], "--jobs 0: at least 1 is needed"),
+        (["--stage", "11"], "--stage: run_all_baselines.sh sets it itself"),
+        (["--asr-tag=x"], "--asr_tag: run_all_baselines.sh sets it itself"),
+        (["--corpus", "timit"], "invalid choice: 'timit'"),
+        (["--asr_args", "--max_epoch 1 " * 30], "characters, and at most 255 are possible"),
+    ],
+)
+def test_bad_options_are_named(monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(RECIPE)
+    with pytest.raises(SystemExit) as ended:
+        baselines.main([*arguments, "--dry_run"])
+    assert ended.value.code == 2 and said in capsys.readouterr().err

@@ -66,7 +66,9 @@ def differences(first: dict, second: dict) -> list[str]:
     for length, peaks in first["peak_memory"].items():
         for part, peak in peaks.items():
             again = second["peak_memory"][length][part]
-            lines.append(f"| memory of {part}, {length} s | {peak / 1e6:.1f} MB | {100 * (again / peak - 1):+.1f} % | |")
+            lines.append(
+                f"| memory of {part}, {length} s | {peak / 1e6:.1f} MB | {100 * (again / peak - 1):+.1f} % | |"
+            )
     return lines
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from test_recipe import RECIPE, ROOT, recipe_folder
 
-from espnet_mla.recipe import baselines, mini
+from espnet_mla.recipe import baselines, experiments, mini
 
 SMALL = ("--ngpu", "0", "--gpu_inference", "false", "--speed_perturb_factors", "", "--test_sets", "test_clean",
          "--inference_args", "--beam_size 2 --maxlenratio 0.1", "--nbpe", "40", "--seconds", "1", "2")  # fmt: skip
@@ -82,7 +82,7 @@ def test_a_failure_of_the_data_ends_it_with_the_reason(folder):
 
 def dry(monkeypatch, capsys, *arguments: str) -> list[str]:
     monkeypatch.chdir(RECIPE)
-    monkeypatch.setattr(baselines, "gpus", list)
+    monkeypatch.setattr(experiments, "gpus", list)
     assert baselines.main([*arguments, "--dry_run"]) == 0
     return capsys.readouterr().out.splitlines()
 
@@ -91,7 +91,7 @@ def test_a_dry_run_prints_every_command_of_the_twelve_pairs_with_hours_and_disk(
     lines = dry(monkeypatch, capsys, "--corpus", "mini", "--output", "elsewhere")
     training = [line for line in lines if "--stage 11" in line]
     assert len(training) == 12 and all("hours" in line and "GB" in line for line in training)
-    assert [line.split("conf/")[1].split(".yaml")[0] for line in training] == list(baselines.PAIRS)
+    assert [line.split("conf/")[1].split(".yaml")[0] for line in training] == list(experiments.PAIRS)
     assert len([line for line in lines if line.startswith("espnet-mla profile ")]) == 12
     compared = next(line for line in lines if line.startswith("espnet-mla compare "))
     assert compared.endswith(
@@ -110,7 +110,7 @@ def test_seeds_patterns_and_options_of_run_sh_reach_the_commands(monkeypatch, ca
     assert [line.split("conf/")[1].split(".yaml")[0] for line in training] == [name for name in names for _ in "12"]
     assert "--asr_args '--max_epoch 3 --seed 2'" in training[1] and "--batch_size 4" in training[1]
     assert "--asr_tag conformer_mha_raw_en_bpe5000_max_epoch3_seed2_sp" in training[1]
-    assert f"--nj {max(1, baselines.CORES // 3)}" in training[1]
+    assert f"--nj {max(1, experiments.CORES // 3)}" in training[1]
 
 
 def test_the_names_are_those_that_run_sh_gives(monkeypatch, capsys, tmp_path):

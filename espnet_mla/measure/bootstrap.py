@@ -11,7 +11,7 @@ _AT_ONCE = 4_000_000  # numbers drawn at a time, for the memory's sake
 def replicates(errors: np.ndarray, words: np.ndarray, seed: int = 0) -> np.ndarray:
     """Error rates over test sets that are drawn from the utterances, with replacement.
 
-    All systems are scored on the same draws, so that their differences are those of pairs (section 3 of the paper).
+    All systems are scored on the same draws, so that their differences are due to them and not to the draws.
 
     Args:
         errors: of each system and utterance, (systems, utterances).

@@ -65,7 +65,9 @@ def test_a_failing_pair_stops_no_other_is_shown_with_its_log_and_what_is_done_is
     assert "./run.sh" not in again.stdout and "espnet-mla profile" not in again.stdout
     assert [path.stat().st_mtime_ns for path in models] == made
     dry = run(folder, "--only", "branchformer_mla", *given[2:], "--dry_run")
-    assert dry.stdout.startswith("# branchformer_mla_seed1 is trained and scored\n") and "0 models" in dry.stdout
+    assert (
+        dry.stdout.startswith("# branchformer_mla_seed1 is trained and scored\n") and "0 models to train" in dry.stdout
+    )
 
 
 def test_a_failure_of_the_data_ends_it_with_the_reason(folder):
@@ -98,7 +100,7 @@ def test_a_dry_run_prints_every_command_of_the_twelve_pairs_with_hours_and_disk(
         "--baseline asr_conformer_mha_raw_en_bpe60 asr_branchformer_mha_raw_en_bpe60 asr_e_branchformer_mha_raw_en_bpe60 "
         "--output elsewhere"
     )
-    assert lines[-1].startswith("# about ") and "12 models" in lines[-1]
+    assert lines[-1].startswith("# about ") and "12 models to train" in lines[-1]
 
 
 def test_seeds_patterns_and_options_of_run_sh_reach_the_commands(monkeypatch, capsys):

@@ -167,8 +167,15 @@ def _caches(models: Sequence[Mapping]) -> list[Column]:
     )
     found = [
         Column(
-            f"kv.{part}.{name}", title, SIZE, ("kv_cache", part, name), lambda value: f"{value:,.0f}", _type, _profiling
-        )
+            f"kv.{part}.{name}",
+            title,
+            SIZE,
+            ("kv_cache", part, name),
+            lambda value: f"{value:,.0f}",
+            _type,
+            _profiling,
+            lower=None if name == "fixed_bytes" else True,  # the others keep frames instead
+        )  # fmt: skip
         for part, name, title in kept
         if name != "fixed_bytes" or any(number(one, "kv_cache", part, name) for one in models)
     ]

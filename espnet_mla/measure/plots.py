@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from espnet_mla.measure.columns import BYTES, Column
 from espnet_mla.measure.comparison import Cell, Comparison, Row
@@ -144,7 +144,8 @@ def _over_lengths(canvas: _Canvas, axes: Axes, columns: Sequence[Column], title:
     if logarithmic:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(EngFormatter("B"))
-        axes.yaxis.set_minor_formatter(EngFormatter("B"))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("seconds of speech")
     axes.set_ylabel(title)
 

@@ -144,22 +144,23 @@ def _show(plan: Plan) -> None:
     hours, gigabytes, source = estimate(plan)
     if not plan.prepared:
         print(f"{shlex.join(plan.prepare)}  # {plan.data_gigabytes:.2f} GB")
-    todo = 0
     for one in plan.experiments:
         if one.trained:
             print(f"# {one.name} is trained and scored")
         else:
-            todo += 1
             print(f"{shlex.join(plan.train(one))}  # {hours:.2f} hours, {gigabytes:.2f} GB")
     for one in plan.experiments:
         if one.measured:
             print(f"# {one.name} is measured")
         else:
-            print(f"{shlex.join(plan.profile(one))}  # 2 minutes")
+            print(f"{shlex.join(plan.profile(one))}  # {plan.measuring_hours:.2f} hours")
     print(shlex.join(plan.compare(plan.experiments)))
+    untrained = sum(not one.trained for one in plan.experiments)
+    unmeasured = sum(not one.measured for one in plan.experiments)
     print(
-        f"# about {todo * hours / plan.jobs:.1f} hours for {todo} models in {plan.jobs} jobs ({source}), "
-        f"and {todo * gigabytes + plan.data_gigabytes:.1f} GB"
+        f"# about {untrained * hours / plan.jobs + unmeasured * plan.measuring_hours:.1f} hours and "
+        f"{untrained * gigabytes + plan.data_gigabytes:.1f} GB: {untrained} models to train, {plan.jobs} at a time "
+        f"({source}), {unmeasured} to measure"
     )
 
 

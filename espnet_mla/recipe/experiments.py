@@ -24,7 +24,8 @@ OWN = ("stage", "stop_stage", "asr_config", "asr_tag", "asr_exp", "inference_asr
 
 
 # What an experiment takes: hours, and 10^9 bytes. Only for --dry_run, so that nobody starts a month by mistake.
-_MINI_HOURS, _MINI_GIGABYTES = 0.05, 0.05
+_MINI_HOURS, _MINI_GIGABYTES = 0.05, 0.05  # results/mini: two at a time on 2 cores
+_MEASURING_HOURS = {"librispeech_100": 2 / 60, "mini": 0.7 / 60}
 _DATA_GIGABYTES = {"librispeech_100": 28.0, "mini": 0.05}  # archives, unpacked, and the training part at three speeds
 _GPU_HOURS_AN_EPOCH = 0.25  # ESPnet's own note on its LibriSpeech-100 Conformer, on an A100
 _CPU_SECONDS_A_SECOND = 0.078  # core seconds of training for a second of speech: benchmarks/RESULTS.md, 8x15
@@ -166,6 +167,11 @@ class Plan:
         return (self.stats / "valid" / "text_shape.bpe").exists()
 
     @property
+    def measuring_hours(self) -> float:
+        """That the figures of one model take."""
+        return _MEASURING_HOURS[self.corpus]
+
+    @property
     def data_gigabytes(self) -> float:
         """That the data takes, where it is still to be prepared."""
         return 0.0 if self.prepared else _DATA_GIGABYTES[self.corpus]
@@ -239,7 +245,7 @@ def _newer(made: Path, source: Path) -> bool:
 def estimate(plan: Plan) -> tuple[float, float, str]:
     """Hours and gigabytes of one experiment, and where the estimate comes from."""
     if plan.corpus == "mini":
-        return _MINI_HOURS, _MINI_GIGABYTES, "as it took on 2 cores, AMD EPYC"
+        return _MINI_HOURS, _MINI_GIGABYTES, "as it took on 2 cores of an AMD EPYC"
     config = yaml.safe_load(plan.experiments[0].config.read_text(encoding="utf-8"))
     epochs = config["max_epoch"]
     gigabytes = _MODEL_GIGABYTES * (config["keep_nbest_models"] + 5)

@@ -1,0 +1,39 @@
+"""What is committed of the mini corpus is what its configurations must keep."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+RESULTS = Path(__file__).parents[1] / "egs2/librispeech_100/asr1/results/mini"
+D_MODEL, LAYERS, HEADS = 96, 4, 4  # as run.sh scales the confs
+KEPT = {"mha": 2 * D_MODEL, "gqa": 2 * D_MODEL // HEADS, "mla": 64, "linear": 0}  # numbers a frame and layer
+STATE = HEADS * (D_MODEL // HEADS + 1) * (D_MODEL // HEADS)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return json.loads((RESULTS / "comparison.json").read_text())["rows"]
+
+
+def test_all_twelve_pairs_are_there_with_every_figure(rows):
+    pairs = {(row["encoder"], row["attention"]) for row in rows}
+    assert pairs == {(encoder, kind) for encoder in ("conformer", "branchformer", "e_branchformer") for kind in KEPT}
+    assert len(rows) == 12 and all(figure["value"] is not None for row in rows for figure in row["figures"].values())
+
+
+def test_caches_are_exactly_those_of_the_table_of_attentions(rows):
+    for row in rows:
+        value = {key: figure["value"] for key, figure in row["figures"].items()}
+        numbers = KEPT[row["attention"]]
+        assert value["kv.encoder.bytes_per_frame"] == 4 * LAYERS * numbers
+        assert value["kv.encoder.bytes_per_second"] == 25 * 4 * LAYERS * numbers
+        assert value["kv.encoder.fixed_bytes"] == (4 * LAYERS * STATE if row["attention"] == "linear" else 0)
+        frames = 249  # of 10 s, whose ends lose one
+        assert value["cache.10"] == frames * 4 * (LAYERS * numbers + 2 * 2 * D_MODEL) + value["kv.encoder.fixed_bytes"]
+        assert value["per_gigabyte.10"] == 10**9 // value["cache.10"]
+
+
+def test_every_file_says_that_the_speech_is_synthesised():
+    for name in ("RESULTS.md", "comparison.json", "report.html"):
+        assert "Mini corpus: synthesised speech, for trying the machinery." in (RESULTS / name).read_text()

@@ -12,6 +12,7 @@ from espnet2.train.class_choices import ClassChoices
 from espnet_mla.models.ctc import PrefixScorer
 from espnet_mla.models.decoder import DECODERS
 from espnet_mla.models.encoders import ENCODERS
+from espnet_mla.models.padding import make_pad_mask
 
 # ESPnet's tasks whose encoders and decoder are these.
 _TASKS = ("asr", "st", "slu", "s2t")
@@ -37,6 +38,8 @@ def register() -> None:
         for task in ("asr", "st"):
             _put(getattr(copied, f"{task}_encoder_choices"), ENCODERS)
             _put(getattr(copied, f"{task}_decoder_choices"), DECODERS)
+    for encoder in ENCODERS:  # they take the function by its name
+        importlib.import_module(f"espnet2.asr.encoder.{encoder}_encoder").make_pad_mask = make_pad_mask
     # A scorer of ESPnet's own that is built upon ESPnet's takes its class by the name, once.
     importlib.import_module("espnet2.legacy.nets.scorers.uasr")
     ctc.CTCPrefixScorer = PrefixScorer

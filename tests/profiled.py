@@ -24,6 +24,7 @@ def experiment(folder: Path, figures: dict | None, name: str, **changes: object)
     place = folder / "exp" / name
     place.mkdir(parents=True)
     if figures is None:
+        (place / "config.yaml").write_text("encoder: conformer\n")
         return place
     figures = copy.deepcopy(figures)
     figures["model"] |= {"name": name, "conf": name}

@@ -64,7 +64,9 @@ def test_every_figure_is_measured_written_and_printed(folder, capsys):
         assert found["peak_memory"][length]["encoder"] > 0
     decoding = found["decoding"]
     assert (decoding["utterances"], decoding["audio_seconds"]) == (3, 4.5)
-    assert decoding["options"] == {"beam_size": 2, "ctc_weight": 0.5, "maxlenratio": 0.2}
+    assert decoding["options"] == {
+        "beam_size": 2, "ctc_weight": 0.5, "maxlenratio": 0.2, "minlenratio": 0.0, "penalty": 0.0,
+    }  # fmt: skip
     assert found["training"]["epochs"] == 3
     assert list(found["scores"]) == ["decode_asr"]
     of_set = found["scores"]["decode_asr"]["test"]
@@ -133,7 +135,7 @@ def test_a_plain_espnet_model_is_profiled_the_same_way(folder):
 
 
 def test_the_options_of_a_decoding_configuration_are_taken_and_unknown_ones_named(folder, capsys):
-    (folder / "decode.yaml").write_text("beam_size: 3\nctc_weight: 0.4\nbatch_size: 1\nngpu: 0\n")
+    (folder / "decode.yaml").write_text("beam_size: 3\nctc_weight: 0.4\nbatch_size: 1\nngpu: 0\ndtype: float64\n")
     assert profiled.profile(folder, "--inference_config", "decode.yaml") == 0
     options = read(folder)["decoding"]["options"]
     assert (options["beam_size"], options["ctc_weight"]) == (2, 0.4)  # --beam_size 2 wins
@@ -147,6 +149,7 @@ def test_the_options_of_a_decoding_configuration_are_taken_and_unknown_ones_name
     ("more", "status", "said"),
     [
         (["--seconds", "0.5"], 2, "--seconds 0.5: at least 1 is needed"),
+        (["--seconds", "inf"], 2, "--seconds inf: at least 1 is needed"),
         (["--utterances", "0"], 2, "--utterances 0: at least 1 is needed"),
         (["--model_tag", "x"], 2, "either --asr_model_file"),
         (["--dtype", "int8"], 2, "invalid choice"),
@@ -162,6 +165,29 @@ def test_bad_input_is_named(folder, capsys, more, status, said):
         ended = error.code
     assert ended == status and said in capsys.readouterr().err
     assert not (folder / "exp/asr_tiny/figures.json").exists()
+
+
+def test_speech_that_is_too_short_is_an_error_of_one_line(folder, capsys):
+    soundfile.write(folder / "speech.flac", np.zeros(800), 16000)
+    assert profiled.profile(folder) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: --device cpu --dtype float32: ") and "too short" in said
+
+
+def test_a_model_whose_encoder_has_no_caches_is_not_said_to_keep_nothing(folder):
+    import experiment
+
+    config = yaml.safe_load((folder / "exp/asr_tiny/config.yaml").read_text())
+    config |= {"encoder": "vgg_rnn", "encoder_conf": {"hidden_size": 16, "output_size": 32, "num_layers": 1}}
+    (folder / "exp/asr_rnn").mkdir()
+    (folder / "exp/asr_rnn/config.yaml").write_text(yaml.safe_dump(config))
+    experiment.add_model(folder / "exp/asr_rnn")
+    assert (
+        profile.main(["--asr_model_file", "exp/asr_rnn/valid.acc.ave.pth", "--seconds", "1", "--dtype", "float64"]) == 0
+    )
+    found = json.loads((folder / "exp/asr_rnn/figures.json").read_text())
+    assert "encoder" not in found["kv_cache"] and "kv_bytes_per_second" not in found
+    assert "bytes" not in found["cache"]["1"] and found["encoder"]["1"]["seconds"] > 0
 
 
 def test_half_precision_is_measured_in_half_the_bytes(folder):

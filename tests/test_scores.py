@@ -57,6 +57,21 @@ def test_decodings_of_other_models_are_left_out_and_sets_keep_their_folders(tmp_
 def test_nothing_scored_is_nothing_and_half_a_score_is_named(tmp_path):
     assert scores.figures(tmp_path, Path("valid.acc.ave.pth")) == {}
     out = score(tmp_path, "decode_asr_asr_model_valid.acc.ave", "test", 1)
+    hypotheses = out / "score_wer" / "hyp.trn"
+    hypotheses.write_text(hypotheses.read_text() + "A LINE WITHOUT ITS NAME\n")
+    with pytest.raises(RecipeError, match=r"hyp\.trn, line 21: not a text, a tab"):
+        scores.figures(tmp_path / "exp", Path("valid.acc.ave.pth"))
     (out / "score_wer" / "hyp.trn").unlink()
     with pytest.raises(RecipeError, match=r"hyp\.trn does not exist: score again"):
         scores.figures(tmp_path / "exp", Path("valid.acc.ave.pth"))
+
+
+def test_experiments_within_an_experiment_and_odd_names_of_utterances(tmp_path):
+    out = score(tmp_path, "decode_asr_asr_model_valid.acc.ave", "test", 1)
+    score(tmp_path, "converted/decode_asr_asr_model_valid.acc.ave", "test", 2)
+    for name in ("ref.trn", "hyp.trn"):
+        path = out / "score_wer" / name
+        path.write_text(path.read_text().replace("u01)", "u(1))"))
+    found = scores.figures(tmp_path / "exp", Path("valid.acc.ave.pth"))
+    assert list(found) == ["decode_asr"] and list(found["decode_asr"]) == ["test"]
+    assert len(found["decode_asr"]["test"]["wer"]["words"]) == 20

@@ -19,7 +19,7 @@ def replicates(errors: np.ndarray, words: np.ndarray, seed: int = 0) -> np.ndarr
         seed: of the draws.
 
     Returns:
-        (REPLICATES, systems), in per cent; where no word was drawn, what there are of errors counts for infinitely many.
+        (REPLICATES, systems), in per cent; not a number where no word was drawn.
     """
     rng, number = np.random.default_rng(seed), len(words)
     table = np.vstack([errors, words]).T.astype(np.float64)  # (utterances, systems + 1)
@@ -31,8 +31,7 @@ def replicates(errors: np.ndarray, words: np.ndarray, seed: int = 0) -> np.ndarr
         sums.append(counts @ table)
         left -= size
     summed = np.concatenate(sums)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return 100 * summed[:, :-1] / summed[:, -1:]
+    return 100 * summed[:, :-1] / np.where(summed[:, -1:] > 0, summed[:, -1:], np.nan)
 
 
 def interval(rates: np.ndarray) -> tuple[float, float]:
@@ -51,4 +50,5 @@ def better(rates: np.ndarray, baseline: np.ndarray) -> float:
 
     Replicates in which both have as many count half, so that a system is as likely better as worse than itself.
     """
-    return float(np.mean(rates < baseline) + np.mean(rates == baseline) / 2)
+    drawn = np.isfinite(rates)
+    return float(np.mean(rates[drawn] < baseline[drawn]) + np.mean(rates[drawn] == baseline[drawn]) / 2)

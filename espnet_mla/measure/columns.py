@@ -136,6 +136,8 @@ def _checked(of_set: Mapping) -> Mapping:
         counts = [of_kind.get(name, []) for name in ("errors", "words")] if isinstance(of_kind, Mapping) else [None]
         if not all(isinstance(one, list) and all(isinstance(count, int) for count in one) for one in counts):
             raise BrokenError("scores lacks the errors and words of its utterances")
+        if of_kind and not sum(counts[1]):
+            raise BrokenError("scores has a set without words")
         if of_kind and {len(one) for one in counts} != {len(utterances)}:
             raise BrokenError(f"scores has {len(utterances)} utterances, and not as many errors and words")
     return of_set
@@ -285,7 +287,11 @@ def _scoring(folder: Path, model: str) -> str:
 
 
 def _training(folder: Path, model: str) -> str:
-    return f"{_run_sh(folder, f'--stage 11 --stop_stage 11 --asr_exp {folder}')} && {_profiling(folder, model)}"
+    if (folder / "conversion.json").exists():
+        return "converted, not trained"
+    recipe = folder.parent.parent
+    training = f"(cd {recipe} && {Path(folder.parent.name, folder.name)}/run.sh --stop_stage 11)"
+    return f"{training} && {_profiling(folder, model)}"
 
 
 def _run_sh(folder: Path, options: str) -> str:

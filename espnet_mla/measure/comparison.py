@@ -1,6 +1,7 @@
 """Many models side by side: their figures.json read, seeds of one configuration joined, and each figure against a baseline."""
 
 import json
+import os
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from espnet_mla.measure.columns import BrokenError, Column, chosen_rates, column
 from espnet_mla.measure.names import FILE, without_seed
 from espnet_mla.recipe.files import RecipeError
 
-DEFAULT_MODEL = "valid.acc.ave.pth"
+MODELS = ("valid.acc.ave.pth", "model.pth")
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,13 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        return self.folder.resolve().name
+        return name_of(self.folder)
 
     @property
     def model_file(self) -> str:
-        return (self.figures.get("model") or {}).get("file") or DEFAULT_MODEL
+        """The file that was measured, or what one would measure: a trained model, or a converted one."""
+        there = (name for name in MODELS if (self.folder / name).exists())
+        return (self.figures.get("model") or {}).get("file") or next(there, MODELS[0])
 
 
 @dataclass
@@ -130,7 +133,9 @@ def _read(folders: Sequence[Path]) -> tuple[list[Experiment], dict[str, str]]:
     for folder in folders:
         if not folder.is_dir():
             raise RecipeError(f"{folder} is no folder of an experiment")
-        name = folder.resolve().name
+        if not any((folder / name).exists() for name in (FILE, "config.yaml")):
+            raise RecipeError(f"{folder} is no folder of an experiment: it has neither {FILE} nor config.yaml")
+        name = name_of(folder)
         if name in names:
             same = "is named twice" if names[name].resolve() == folder.resolve() else f"has the name of {names[name]}"
             raise RecipeError(f"{folder} {same}: each needs a name of its own")
@@ -167,6 +172,11 @@ def _figures(path: Path) -> dict:
     return found
 
 
+def name_of(folder: Path) -> str:
+    """The name of an experiment: that of its folder, or of the link to it."""
+    return Path(os.path.abspath(folder)).name
+
+
 def _rows(experiments: Sequence[Experiment]) -> list[Row]:
     """Join what differs by its seed alone; an order of its own each, where first met."""
     groups: dict[object, list[Experiment]] = {}
@@ -194,9 +204,9 @@ def _rows(experiments: Sequence[Experiment]) -> list[Row]:
 
 def _baselines(rows: Sequence[Row], names: Sequence[str]) -> dict[str, str]:
     by_name = {name: row for row in rows for name in (row.name, *(one.name for one in row.members))}
-    if wrong := [name for name in names if Path(name).name not in by_name]:
+    if wrong := [name for name in names if name_of(Path(name)) not in by_name]:
         raise RecipeError(f"--baseline {wrong[0]}: compared are {', '.join(row.name for row in rows)}")
-    named = [by_name[Path(name).name] for name in names] or rows[:1]
+    named = [by_name[name_of(Path(name))] for name in names] or rows[:1]
     return {row.name: next((one for one in named if one.encoder == row.encoder), named[0]).name for row in rows}
 
 

@@ -46,17 +46,26 @@ def of_model(model: nn.Module, fs: int, speech: Sequence[Tensor] = ()) -> dict:
         fs: Hz of its audio.
         speech: utterances (time,) that the caches are filled by; without any, by two seconds of silence.
     """
-    rate = caches.frame_rate(model, fs)
-    found = caches.filled(model, encoder_of(model, max(speech, key=len, default=torch.zeros(2 * fs))))
     like = next(model.parameters())
+    rate = caches.frame_rate(model, fs)
+    found = caches.filled(model, encoder_of(model, max(speech, key=len, default=torch.zeros(2 * fs).to(like))))
     kept = {part: one.figures(rate) for part, one in found.items()}
     return {
         "parameters": parameters(model),
         "frames_per_second": rate,
         "kv_cache": kept,
-        "kv_bytes_per_second": sum(one.get("bytes_per_second", 0) for one in kept.values()),
+        **(
+            {"kv_bytes_per_second": sum(one.get("bytes_per_second", 0) for one in kept.values())}
+            if whole(found)
+            else {}
+        ),
         "measured_with": conditions(str(like.device), str(like.dtype).removeprefix("torch.")),
     }
+
+
+def whole(kept: Mapping[str, caches.Kept]) -> bool:
+    """Whether the caches of all that grows with audio are known, so that they add up to something."""
+    return "encoder" in kept
 
 
 def at_length(kept: Mapping[str, caches.Kept]) -> dict[str, int]:
@@ -66,12 +75,14 @@ def at_length(kept: Mapping[str, caches.Kept]) -> dict[str, int]:
         kept: of each part, as `caches.filled` gives it.
 
     Returns:
-        The bytes of the encoder's and of the decoder's source attention, as far as the model has them, `bytes` of both
-        together, and `per_gigabyte`, of 10^9 bytes. What the decoder keeps of its own tokens is not in it: it grows with
+        The bytes of the encoder's and of the decoder's source attention, as far as they are known, `bytes` of both
+        together, where the encoder's are, and `per_gigabyte`, of 10^9 bytes. What the decoder keeps of its own tokens is not in it: it grows with
         the text.
     """
     parts = {part: one.nbytes for part, one in kept.items() if part != "decoder_self"}
     held = sum(parts.values())
+    if not whole(kept):
+        return parts
     return {**parts, "bytes": held, **({"per_gigabyte": GIGABYTE // held} if held else {})}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from espnet2.bin.asr_inference import Speech2Text
+from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from torch import Tensor
 
 from espnet_mla.measure import caches, figures, identity, memory, scores, speed, training
@@ -15,6 +16,7 @@ from espnet_mla.recipe.files import RecipeError
 from espnet_mla.recipe.report import log
 from espnet_mla.speech import choose
 from espnet_mla.trained import Source
+from espnet_mla.transcribe import DECODING
 
 
 def measure(
@@ -42,6 +44,9 @@ def measure(
     Raises:
         RecipeError: the model or the speech can't be had, or the device or the memory is not there.
     """
+    # What is read first, so that nothing measured is lost where it is broken.
+    trained = training.figures(source.config_file.parent) if not source.packed else None
+    scored = scores.figures(source.config_file.parent, source.model_file) if not source.packed else {}
     model, _ = source.load()
     speech = [samples for _, samples in choose(wav_scp, utterances, source.fs)] if wav_scp else []
     with _explained(device, dtype):
@@ -68,9 +73,7 @@ def measure(
     if memory.measurable(device):
         log("Memory, in a process for each length")
         measured["peak_memory"] = memory.peaks(source, lengths, device, dtype)
-    measured["training"] = training.figures(source.config_file.parent) if not source.packed else None
-    measured["scores"] = scores.figures(source.config_file.parent, source.model_file) if not source.packed else {}
-    return measured
+    return measured | {"training": trained, "scores": scored}
 
 
 def _decoding(source: Source, speech: list[Tensor], device: str, dtype: str, options: dict) -> dict:
@@ -78,8 +81,8 @@ def _decoding(source: Source, speech: list[Tensor], device: str, dtype: str, opt
     seconds = sum(map(len, speech)) / source.fs
     speed.decode(speech2text, speech[:1])
     timed = speed.timed(lambda: speed.decode(speech2text, speech), device, seconds)
-    defaults = {name: inspect.signature(Speech2Text).parameters[name].default for name in ("beam_size", "ctc_weight")}
-    return {**timed, "utterances": len(speech), "options": defaults | options}
+    defaults = {name: inspect.signature(Speech2Text).parameters[name].default for name in DECODING}
+    return {**timed, "utterances": len(speech), "options": dict(sorted((defaults | options).items()))}
 
 
 @contextlib.contextmanager
@@ -87,9 +90,10 @@ def _explained(device: str, dtype: str, length: str = "") -> Iterator[None]:
     """Name the options where PyTorch lacks a device, a kernel for a type, or memory."""
     try:
         yield
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TooShortUttError) as error:
         at = f", {length} s" if length else ""
-        raise RecipeError(f"--device {device} --dtype {dtype}{at}: {str(error).splitlines()[0]}") from None
+        said = next(iter(str(error.args[0] if error.args else error).splitlines()), type(error).__name__)
+        raise RecipeError(f"--device {device} --dtype {dtype}{at}: {said}") from None
 
 
 def _noise(samples: int) -> Tensor:

@@ -20,6 +20,11 @@ from espnet_mla.recipe.options import CORES
 from espnet_mla.recipe.orphans import die_with_parent
 from espnet_mla.trained import Source
 
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "passive",  # side by side, threads that wait must not keep a core busy
+    # The C library then returns at once what is freed, so that the peak is what was held, and the same each time.
+    "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536",
+}  # fmt: skip
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -52,15 +57,15 @@ def peaks(source: Source, lengths: Sequence[float], device: str, dtype: str) -> 
         done = subprocess.run(
             [sys.executable, "-m", "espnet_mla.measure.memory", asked], capture_output=True, text=True, check=False,
             preexec_fn=partial(die_with_parent, os.getpid()),
-            # Side by side, threads that wait must not keep a core busy.
-            env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "OMP_WAIT_POLICY": "passive"},
+            env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), **ENVIRONMENT},
         )  # fmt: skip
         if done.returncode:
             said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
             raise RecipeError(f"measuring the memory for {length_name(length)} s of speech failed: {said[-1]}")
         return json.loads(done.stdout.splitlines()[-1])
 
-    with ThreadPoolExecutor(CORES) as pool:
+    # Side by side on a CPU; a GPU's memory might not be enough for all.
+    with ThreadPoolExecutor(1 if device.startswith("cuda") else CORES) as pool:
         return dict(zip(map(length_name, lengths), pool.map(measured, lengths), strict=True))
 
 
@@ -77,22 +82,22 @@ def _peak(config_file: str, model_file: str, root: str, seconds: float, device: 
     model = model.to(device=device, dtype=getattr(torch, dtype))
     noise = torch.rand(round(seconds * source.fs)).to(device=device, dtype=getattr(torch, dtype)) - 0.5
     encoder_of(model, noise[: source.fs])()  # what is made once for all
-    peak = _on_gpu if device.startswith("cuda") else _on_cpu
+    peak = partial(_on_gpu, device) if device.startswith("cuda") else _on_cpu
     run: list[Callable[[], None]] = []
     features = peak(lambda: run.append(encoder_of(model, noise)))
     return {"features": features, "encoder": peak(run[0])}
 
 
-def _on_gpu(run: Callable[[], None]) -> int:
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+def _on_gpu(device: str, run: Callable[[], object]) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
-def _on_cpu(run: Callable[[], None]) -> int:
+def _on_cpu(run: Callable[[], object]) -> int:
     # What the C library holds back, where it is one that can return it, would be used again and not be counted.
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
@@ -77,20 +78,26 @@ class _Canvas:
         }
 
     def legend(self) -> None:
-        handles, labels = self.axes[0].get_legend_handles_labels()
-        if handles:
-            self.figure.legend(handles, labels, loc="outside right upper", fontsize=8)
+        """The models, each once, whichever panel has them."""
+        found: dict[str, Artist] = {}
+        for axes in self.axes:
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+                found.setdefault(label, handle)
+        if found:
+            self.figure.legend(found.values(), found, loc="outside right upper", fontsize=8)
 
 
 def _wer_against_bytes(canvas: _Canvas, columns: Sequence[Column]) -> None:
     """An error rate against the bytes that a second of audio leaves, and the front that nothing beats in both."""
     for axes, column in zip(canvas.axes, columns, strict=True):
-        points = []
+        points, places = [], []
         for row in canvas.comparison.rows:
             wer, kept = canvas.cell(row, column.key), canvas.cell(row, BYTES)
             if wer is None or kept is None:
                 continue
-            points.append((kept.value, wer.value))
+            if wer.mark in ("", "a") and kept.mark in ("", "a"):  # only what is alike can be better
+                points.append((kept.value, wer.value))
+            places.append(kept.value)
             if wer.least is not None and wer.most is not None:
                 axes.vlines(
                     kept.value, wer.least, wer.most, color=canvas.style(row, wer)["color"], linewidth=0.8, zorder=0
@@ -99,9 +106,9 @@ def _wer_against_bytes(canvas: _Canvas, columns: Sequence[Column]) -> None:
                 kept.value, wer.value, linestyle="", markersize=8, label=canvas.labels[row.name],
                 gid=canvas.point(row, column.key, BYTES), **canvas.style(row, wer),
             )  # fmt: skip
-        front = pareto(points)
-        axes.step(*zip(*front, strict=True), where="post", color="black", linewidth=0.8, linestyle="--", zorder=0)
-        _logarithmic(axes, [x for x, _ in points])
+        if front := pareto(points):
+            axes.step(*zip(*front, strict=True), where="post", color="black", linewidth=0.8, linestyle="--", zorder=0)
+        _logarithmic(axes, places)
         axes.set_xlabel("KV bytes for a second of audio")
         axes.set_ylabel(column.title)
         axes.set_ylim(bottom=0)
@@ -200,7 +207,8 @@ def _draw(comparison: Comparison, name: str, title: str, wanted: Callable, into:
         columns = []
     if not columns:
         return None
-    panels = {"wer_against_kv_bytes": len(columns), "real_time_factor": 2 if len(columns) > 1 else 1}.get(name, 1)
+    # A panel for each error rate; one for all lengths of speech.
+    panels = len({column.key.split(".")[0] if column.test_set is None else column.key for column in columns})
     with matplotlib.rc_context(_STYLE):
         canvas = _Canvas(comparison, name, panels)
         into(canvas, columns)
@@ -209,6 +217,8 @@ def _draw(comparison: Comparison, name: str, title: str, wanted: Callable, into:
         canvas.figure.savefig(svg, format="svg", metadata={"Date": None})
         canvas.figure.savefig(png, format="png", dpi=110, metadata={"Software": None})
     drawing = svg.getvalue()
+    if any(len(comparison.conditions[column.key]) > 1 for column in columns):
+        title += "; hollow: under other conditions than (a)"
     return Plot(name, title, drawing[drawing.index("<svg") :], png.getvalue(), canvas.points)
 
 
@@ -219,7 +229,8 @@ def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
         axes.set_xscale("log")
     elif above:
         axes.set_xscale("symlog", linthresh=min(above) / 2)
-    axes.set_xticks(sorted(set(values)))
+    if values:
+        axes.set_xticks(sorted(set(values)))
     axes.xaxis.set_major_formatter(EngFormatter("B"))
     axes.tick_params(axis="x", labelrotation=30)
     axes.minorticks_off()

@@ -1,6 +1,8 @@
 """espnet-mla profile: what a model costs, measured, into figures.json beside it."""
 
 import argparse
+import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -43,7 +45,7 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError("either --asr_model_file (with --asr_train_config) or --model_tag is needed")
     if options.model_tag and options.asr_train_config:
         raise UsageError("--asr_train_config goes with --asr_model_file: --model_tag brings its own configuration")
-    if short := [seconds for seconds in options.seconds if not seconds >= 1]:
+    if short := [seconds for seconds in options.seconds if not 1 <= seconds < math.inf]:
         raise UsageError(f"--seconds {short[0]:g}: at least 1 is needed")
     if options.utterances < 1:
         raise UsageError(f"--utterances {options.utterances}: at least 1 is needed")
@@ -65,7 +67,7 @@ def _profile(options: argparse.Namespace) -> None:
     folder = _folder(options, source)
     measured = measuring.measure(
         source,
-        name=folder.resolve().name,
+        name=Path(os.path.abspath(folder)).name,
         wav_scp=Path(options.wav_scp) if options.wav_scp else None,
         utterances=options.utterances,
         lengths=list(dict.fromkeys(options.seconds)),
@@ -85,7 +87,10 @@ def _folder(options: argparse.Namespace, source) -> Path:
     if not source.packed:
         return source.model_file.parent
     tag = Path(options.model_tag)
-    return Path("exp") / (tag.stem if tag.exists() else tag)
+    if not tag.exists():  # on the hub
+        return Path("exp") / tag
+    name = Path(os.path.abspath(tag)).name
+    return Path("exp") / (name.removesuffix(".zip"))
 
 
 def _decoding(options: argparse.Namespace) -> dict:
@@ -106,7 +111,7 @@ def _decoding(options: argparse.Namespace) -> dict:
     for name, value in (mapping(Path(options.inference_config)) if options.inference_config else {}).items():
         if name not in known | of_the_program:
             raise RecipeError(f"{options.inference_config}: {name} is no option of ESPnet's asr_inference")
-        if name in known:
+        if name in known and name not in ("device", "dtype"):  # which this command has itself
             found[name] = value
     given = {name: getattr(options, name) for name in DECODING}
     return found | {name: value for name, value in given.items() if value is not None}

@@ -24,4 +24,6 @@ def html(comparison: Comparison, plots: Sequence[Plot]) -> str:
     template = resources.files("espnet_mla.measure").joinpath("report.html").read_text(encoding="utf-8")
     drawings = "".join(f'<div class="plot">\n<h3>{plot.title}</h3>\n{plot.svg}</div>\n' for plot in plots)
     # In JSON, "</" may be written otherwise; in HTML it would end the script.
-    return template.replace("@PLOTS@", drawings).replace("@DATA@", json.dumps(data).replace("</", "<\\/"))
+    return template.replace("@PLOTS@", drawings).replace(
+        "@DATA@", json.dumps(data, allow_nan=False).replace("</", "<\\/")
+    )

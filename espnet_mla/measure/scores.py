@@ -7,7 +7,6 @@ from espnet_mla.recipe import sclite
 from espnet_mla.recipe.files import RecipeError
 
 KINDS = ("wer", "cer")
-_LINE = re.compile(r"^(.*)\(([^()]*)\)\s*$")  # text and name, as a .trn file has them
 _OF_A_MODEL = re.compile(r"_asr_model_([^/]+)$")
 
 
@@ -23,7 +22,8 @@ def figures(asr_exp: Path, model_file: Path) -> dict[str, dict[str, dict]]:
         errors and words (or characters) of each, and their rate in per cent. Empty where nothing was scored.
     """
     found: dict[str, dict[str, dict]] = {}
-    for reference in sorted(asr_exp.rglob("score_*/ref.trn")):
+    references = (path for depth in ("*/*", "*/org/*") for path in asr_exp.glob(f"{depth}/score_*/ref.trn"))
+    for reference in sorted(references):
         kind, decoded = reference.parent.name.removeprefix("score_"), reference.parent.parent.relative_to(asr_exp)
         named = _OF_A_MODEL.search(decoded.parts[0])
         if kind not in KINDS or (named and named[1] != model_file.stem):
@@ -54,8 +54,16 @@ def _counts(reference: Path) -> dict[str, tuple[int, int]]:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """A file of `text (utterance)` lines, sclite's trn."""
+    """A file of lines with a text, a tab, and (speaker-utterance): sclite's trn, as ESPnet writes it."""
     if not path.is_file():
         raise RecipeError(f"{path} does not exist: score again (stage 13)")
-    lines = (found for line in path.read_text(encoding="utf-8").splitlines() if (found := _LINE.match(line)))
-    return {utterance: text.strip() for text, utterance in (line.groups() for line in lines)}
+    table = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        text, tab, name = line.rpartition("\t")
+        if tab and name[:1] == "(" and name[-1:] == ")":
+            table[name[1:-1]] = text.strip()
+        elif line:
+            raise RecipeError(
+                f"{path}, line {number}: not a text, a tab and (speaker-utterance): score again (stage 13)"
+            )
+    return table

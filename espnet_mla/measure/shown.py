@@ -25,7 +25,10 @@ def table(figures: Mapping) -> str:
     lengths = list(figures["encoder"])
     row("speech", *(f"{length} s" for length in lengths))
     cache, times, memory = figures["cache"], figures["encoder"], figures.get("peak_memory") or {}
-    row("  caches", *(_megabytes(cache[length]["bytes"]) for length in lengths))
+    row(
+        "  caches",
+        *(_megabytes(cache[length]["bytes"]) if "bytes" in cache[length] else "unknown" for length in lengths),
+    )
     row("  streams in a gigabyte", *(cache[length].get("per_gigabyte", "") for length in lengths))
     for part, name in (("features", "  peak memory, features"), ("encoder", "  peak memory, encoder")):
         row(name, *(_megabytes(memory[length][part]) if memory else "missing" for length in lengths))

@@ -121,7 +121,7 @@ def as_csv(comparison: Comparison) -> str:
 
 def as_json(comparison: Comparison) -> str:
     """Everything, with the numbers as they were measured and as they are shown."""
-    return json.dumps(content(comparison), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(content(comparison), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def content(comparison: Comparison) -> dict:

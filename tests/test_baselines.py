@@ -38,7 +38,7 @@ def folder(tmp_path):
     config |= {"batch_type": "unsorted", "batch_size": 4, "accum_grad": 1, "max_epoch": 2, "num_workers": 0}
     (tmp_path / "conf/branchformer_mla.yaml").write_text(yaml.safe_dump(config))
     config["encoder_conf"]["attention_conf"] = {"kv_lora_rank": 0}
-    (tmp_path / "conf/branchformer_bad.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "conf/branchformer_gqa.yaml").write_text(yaml.safe_dump(config))  # the first, and for the statistics
     return tmp_path
 
 
@@ -51,11 +51,11 @@ def test_a_failing_pair_stops_no_other_is_shown_with_its_log_and_what_is_done_is
     table = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.startswith("branchformer_")}
     for seed in (1, 2):
         assert table[f"branchformer_mla_seed{seed}"][1:3] == ["done", "done"]
-        _, trained, measured, _, log = table[f"branchformer_bad_seed{seed}"]
+        _, trained, measured, _, log = table[f"branchformer_gqa_seed{seed}"]
         assert (trained, measured) == ("FAILED", "-")
-        assert "kv_lora_rank" in (folder / log).read_text()
+        assert "kv_lora_rank (0) must be at least 1" in (folder / log).read_text()
     results = (folder / "exp/comparison/RESULTS.md").read_text()
-    assert "_mla_raw_en_bpe40" in results and "(2 seeds)" in results and "bad" not in results
+    assert "_mla_raw_en_bpe40" in results and "(2 seeds)" in results and "_gqa" not in results
     models = sorted((folder / "exp").glob("asr_branchformer_mla*/valid.acc.ave*best.pth"))
     made = [path.stat().st_mtime_ns for path in models]
     assert len(models) == 2
@@ -112,7 +112,6 @@ def test_seeds_patterns_and_options_of_run_sh_reach_the_commands(monkeypatch, ca
     assert [line.split("conf/")[1].split(".yaml")[0] for line in training] == [name for name in names for _ in "12"]
     assert "--asr_args '--max_epoch 3 --seed 2'" in training[1] and "--batch_size 4" in training[1]
     assert "--asr_tag conformer_mha_raw_en_bpe5000_max_epoch3_seed2_sp" in training[1]
-    assert f"--nj {max(1, experiments.CORES // 3)}" in training[1]
 
 
 def test_the_names_are_those_that_run_sh_gives(monkeypatch, capsys, tmp_path):
@@ -143,6 +142,10 @@ def test_the_names_are_those_that_run_sh_gives(monkeypatch, capsys, tmp_path):
         (["--seeds", "1 1"], "each only once"),
         (["--jobs", "0"], "--jobs 0: at least 1 is needed"),
         (["--stage", "11"], "--stage: run_all_baselines.sh sets it itself"),
+        (["--expdir=elsewhere"], "--expdir: run_all_baselines.sh sets it itself"),
+        (["--seconds", "ten"], "invalid float value: 'ten'"),
+        (["--seconds", "0"], "--seconds 0: at least 1 is needed"),
+        (["--inference_args", "--beam_size 2 --lm_weight 0.3"], "--inference_args: --lm_weight can't be measured with"),
         (["--asr-tag=x"], "--asr_tag: run_all_baselines.sh sets it itself"),
         (["--corpus", "timit"], "invalid choice: 'timit'"),
         (["--asr_args", "--max_epoch 1 " * 30], "characters, and at most 255 are possible"),
@@ -153,3 +156,25 @@ def test_bad_options_are_named(monkeypatch, capsys, arguments, said):
     with pytest.raises(SystemExit) as ended:
         baselines.main([*arguments, "--dry_run"])
     assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_dry_run_estimates_by_the_epochs_that_are_asked_for(monkeypatch, capsys):
+    def hours(*more: str) -> float:
+        return float(dry(monkeypatch, capsys, "--only", "conformer_mha", *more)[-1].split()[2])
+
+    assert hours("--asr_args", "--max_epoch=7") == pytest.approx(hours() / 10, rel=0.01)
+    assert hours("--jobs", "2") == hours()  # the cores are all taken anyhow
+
+
+def test_jobs_share_cores_and_the_visible_gpus(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 8})
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert baselines._share(0, 1, ("0",)) == []
+    assert [baselines._share(slot, 2, ())[-1] for slot in (0, 1)] == ["0,1", "2,3,8"]
+    assert all(baselines._share(slot, 7, ())[-1] in "01238" for slot in range(7))  # one each, where there are fewer
+    assert baselines._share(2, 3, ("4", "6"))[:2] == ["env", "CUDA_VISIBLE_DEVICES=4"]
+    monkeypatch.setattr(experiments, "gpus", lambda: ["H100", "H100"])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert experiments._visible_gpus() == ("0", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert experiments._visible_gpus() == ("2", "3")

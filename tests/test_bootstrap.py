@@ -15,7 +15,7 @@ def test_replicates_are_the_rates_of_sets_drawn_with_replacement():
     rng = np.random.default_rng(3)
     errors, words = rng.integers(0, 4, (2, 7)), rng.integers(3, 9, 7)
     found = bootstrap.replicates(errors, words, seed=5)
-    draws = np.random.default_rng(5).integers(7, size=(bootstrap.REPLICATES, 7))
+    draws = np.random.default_rng(5).integers(7, size=(bootstrap.REPLICATES, 7), dtype=np.int32)
     for system in range(2):
         wanted = definition(errors[system].tolist(), words.tolist(), draws)
         np.testing.assert_allclose(found[:, system], wanted)

@@ -62,8 +62,35 @@ def test_what_there_are_no_figures_for_is_not_drawn(tmp_path, figures):
     assert plots.draw(compare([experiment(tmp_path, None, "untouched")], [])) == []
 
 
-def test_an_error_rate_is_drawn_with_its_interval_and_letters_of_a_name_are_no_markup(tmp_path, figures):
+def test_letters_of_a_name_are_no_markup(tmp_path, figures):
     places = [experiment(tmp_path, figures, name, scores={"decode_asr": {"a<b&c": scored([1, 0], [4, 4])}})
               for name in ("x_<1>_$y$", "x_&2_$y$")]  # fmt: skip
     found = {plot.name: plot for plot in plots.draw(compare(places, []))}["wer_against_kv_bytes"]
     ElementTree.fromstring(found.svg)
+
+
+def test_an_error_rate_is_drawn_with_its_interval(tmp_path, figures):
+    _, found = drawn(tmp_path, figures, "AB")
+    lines = [element for element in ElementTree.fromstring(found["wer_against_kv_bytes"].svg).iter()
+             if (element.get("id") or "").startswith("LineCollection")]  # fmt: skip
+    assert len(lines) == 4  # two models, two sets
+
+
+def test_what_was_scored_under_other_conditions_is_hollow_and_not_in_the_front(tmp_path, figures):
+    places = [experiment(tmp_path, figures, "A"), experiment(tmp_path, figures, "B")]
+    better = {"model__training_set": "more", "kv_bytes_per_second": 1, "scores": {
+        "decode_asr": {name: scored([0, 0], [4, 4]) for name in ("test_clean", "test_other")}}}  # fmt: skip
+    places.append(experiment(tmp_path, figures, "C", **better))
+    plot = {plot.name: plot for plot in plots.draw(compare(places, []))}["wer_against_kv_bytes"]
+    assert plot.title.endswith("hollow: under other conditions than (a)")
+    point = next(name for name, point in plot.points.items() if point["model"] == "C")
+    assert "fill: #ffffff" in plot.svg.split(f'id="{point}"')[1].split("</g>")[0]
+    plain = {plot.name: plot for plot in plots.draw(compare(places[:2], []))}["wer_against_kv_bytes"]
+    assert "hollow" not in plain.title
+
+
+def test_there_is_a_panel_for_each_kind_of_figure_and_none_is_empty(tmp_path, figures):
+    for change, panels in (({}, 2), ({"decoding": None}, 1), ({"encoder": {}}, 1)):
+        found = drawn(tmp_path / str(len(change)) / str(panels) / "".join(change), figures, "A", **change)[1]
+        ids = [element.get("id") or "" for element in ElementTree.fromstring(found["real_time_factor"].svg).iter()]
+        assert sum(name.startswith("axes_") for name in ids) == panels

@@ -4,7 +4,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -46,11 +45,8 @@ def finish(folder: Path, first: int, last: int) -> float:
 
 
 def kill(run: subprocess.Popen) -> None:
-    """Kill run.sh and the process below it, which becomes `python -m espnet_mla.recipe`, and nothing that that started."""
-    run.send_signal(signal.SIGSTOP)  # so that nothing new comes
-    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-    for pid in (*map(int, children), run.pid):
-        os.kill(pid, signal.SIGKILL)
+    """Kill run.sh, which becomes `python -m espnet_mla.recipe`, and nothing that that started."""
+    run.kill()
     run.wait()
 
 

@@ -1,6 +1,8 @@
 """How sure an error rate is: the bootstrap over utterances of Bisani and Ney ("Bootstrap estimates for confidence intervals
 in ASR performance evaluation", ICASSP 2004)."""
 
+import functools
+
 import numpy as np
 
 REPLICATES = 10_000
@@ -21,17 +23,23 @@ def replicates(errors: np.ndarray, words: np.ndarray, seed: int = 0) -> np.ndarr
     Returns:
         (REPLICATES, systems), in per cent; not a number where no word was drawn.
     """
-    rng, number = np.random.default_rng(seed), len(words)
     table = np.vstack([errors, words]).T.astype(np.float64)  # (utterances, systems + 1)
-    sums, left = [], REPLICATES
-    while left:
-        size = min(left, max(1, _AT_ONCE // number))
-        drawn = rng.integers(number, size=(size, number)) + number * np.arange(size)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * number).reshape(size, number)  # how often each was drawn
-        sums.append(counts @ table)
-        left -= size
-    summed = np.concatenate(sums)
+    counts, at_once = _counts(len(words), seed), max(1, _AT_ONCE // len(words))
+    parts = (counts[start : start + at_once].astype(np.float64) for start in range(0, REPLICATES, at_once))
+    summed = np.concatenate([part @ table for part in parts])
     return 100 * summed[:, :-1] / np.where(summed[:, -1:] > 0, summed[:, -1:], np.nan)
+
+
+@functools.lru_cache(maxsize=4)  # LibriSpeech has four sets, and each of them several rates
+def _counts(number: int, seed: int) -> np.ndarray:
+    """How often each of so many utterances is drawn in each replicate, (REPLICATES, number)."""
+    rng, found, at_once = np.random.default_rng(seed), [], max(1, _AT_ONCE // number)
+    for start in range(0, REPLICATES, at_once):
+        size = min(at_once, REPLICATES - start)
+        drawn = rng.integers(number, size=(size, number), dtype=np.int32)
+        drawn += number * np.arange(size, dtype=np.int32)[:, None]
+        found.append(np.bincount(drawn.ravel(), minlength=size * number).reshape(size, number).astype(np.uint16))
+    return np.concatenate(found)
 
 
 def interval(rates: np.ndarray) -> tuple[float, float]:

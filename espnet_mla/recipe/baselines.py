@@ -1,7 +1,9 @@
 """run_all_baselines.sh: every configuration trained, scored and measured, and all of them compared."""
 
 import argparse
+import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +11,7 @@ from pathlib import Path
 
 from espnet_mla.recipe.experiments import CORPORA, Experiment, Plan, estimate, make_plan
 from espnet_mla.recipe.files import RecipeError
-from espnet_mla.recipe.jobs import POLL_SECONDS, Job, end_on_signals, failure, threads_for
+from espnet_mla.recipe.jobs import POLL_SECONDS, Job, end_on_signals, failure
 from espnet_mla.recipe.options import UsageError
 from espnet_mla.recipe.report import duration, log
 
@@ -23,7 +25,11 @@ pair that fails is shown with its log at the end, and the others go on. Options 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do it, and return the exit status: 1 where something failed."""
     parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    while "--asr_args" in given[:-1]:  # whose value may look like an option
+        place = given.index("--asr_args")
+        given[place : place + 2] = [f"--asr_args={given[place + 1]}"]
+    options, rest = parser.parse_known_args(given)
     try:
         plan = make_plan(options, rest)
         if options.dry_run:
@@ -45,21 +51,21 @@ def _perform(plan: Plan) -> int:
     began = time.monotonic()
     logs = plan.exp / "baselines"
     if not plan.prepared:
-        log(f"Data and statistics, log: {logs / 'data.log'}")
-        _side_by_side({"data": plan.prepare}, logs, 1, lambda name, status, _: _refuse(name, status, logs))
+        _prepare(plan, logs)
     _step(plan, plan.train, "trained", plan.jobs, [one for one in plan.experiments if not one.trained])
     # One at a time: beside another program no time means anything.
     _step(plan, plan.profile, "measured", 1, [one for one in plan.experiments if one.trained and not one.measured])
     measured = [one for one in plan.experiments if one.measured]
-    compared = bool(measured)
+    compared, failed = bool(measured), [one.name for one in plan.experiments if one.failed]
     if measured:
         log(f"Comparing {len(measured)} models")
 
         def end(name: str, status: int, _: float) -> None:
             nonlocal compared
             if status:
-                compared = False
+                compared = (plan.output / "RESULTS.md").exists()  # 1 may only say that something was left out
                 print(f"error: {failure('comparing failed', status, logs / 'compare.log')}", file=sys.stderr)
+                failed.append("compare")
 
         _side_by_side({"compare": plan.compare(measured)}, logs, 1, end)
     print(_table(plan.experiments))
@@ -67,7 +73,30 @@ def _perform(plan: Plan) -> int:
         (f"The comparison is in {plan.output}. " if compared else "Nothing was compared. ")
         + f"[elapsed={duration(time.monotonic() - began)}]"
     )
-    return int(not compared or any(one.failed for one in plan.experiments))
+    return int(not compared or bool(failed))
+
+
+def _prepare(plan: Plan, logs: Path) -> None:
+    """Data, and statistics with the first configuration that can be built.
+
+    Raises:
+        RecipeError: it fails.
+    """
+    statuses: dict[str, int] = {}
+
+    def end(name: str, status: int, _: float) -> None:
+        statuses[name] = status
+
+    _side_by_side({"data": plan.data}, logs, 1, end)
+    if statuses["data"]:
+        raise failure("preparing the data failed", statuses["data"], logs / "data.log")
+    for one in {one.config: one for one in plan.experiments}.values():
+        _side_by_side({"statistics": plan.statistics(one)}, logs, 1, end)
+        if not statuses["statistics"]:
+            return
+    raise failure(
+        "collecting statistics failed with every configuration", statuses["statistics"], logs / "statistics.log"
+    )
 
 
 def _step(
@@ -95,12 +124,15 @@ def _step(
 
 
 def _side_by_side(
-    commands: dict[str, list[str]], logs: Path, jobs: int, end: Callable[[str, int, float], None], count: int = 0
+    commands: dict[str, list[str]],
+    logs: Path,
+    jobs: int,
+    end: Callable[[str, int, float], None],
+    gpus: Sequence[str] = (),
 ) -> None:
     """Run the commands, at most `jobs` at a time, each with a log of its name; `end` is told of each, and its seconds.
 
-    Args:
-        count: of GPUs, which are shared out among commands that run side by side.
+    Cores and GPUs are shared out among commands that run side by side.
     """
     waiting, running = list(commands), {}
     try:
@@ -108,10 +140,9 @@ def _side_by_side(
             for slot in range(jobs):
                 if slot not in running and waiting:
                     name = waiting.pop(0)
-                    on = ["env", f"CUDA_VISIBLE_DEVICES={slot % count}"] if count and jobs > 1 else []
-                    threads = threads_for(jobs) if jobs > 1 else None
                     log(f"{name}: {shlex.join(commands[name])}")
-                    running[slot] = name, Job([*on, *commands[name]], logs / f"{name}.log", threads), time.monotonic()
+                    job = Job([*_share(slot, jobs, gpus), *commands[name]], logs / f"{name}.log")
+                    running[slot] = name, job, time.monotonic()
             for slot, (name, job, began) in list(running.items()):
                 if (status := job.finished()) is not None:
                     del running[slot]
@@ -122,9 +153,16 @@ def _side_by_side(
             job.stop()
 
 
-def _refuse(name: str, status: int, logs: Path) -> None:
-    if status:
-        raise failure("preparing the data failed", status, logs / f"{name}.log")
+def _share(slot: int, jobs: int, gpus: Sequence[str]) -> list[str]:
+    """What runs a command on its share of the cores and GPUs. All that counts cores in it then counts its own."""
+    if jobs == 1:
+        return []
+    command = ["env", f"CUDA_VISIBLE_DEVICES={gpus[slot % len(gpus)]}"] if gpus else []
+    if shutil.which("taskset") and hasattr(os, "sched_getaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        mine = cores[slot * len(cores) // jobs : (slot + 1) * len(cores) // jobs] or [cores[slot % len(cores)]]
+        command += ["taskset", "-c", ",".join(map(str, mine))]
+    return command
 
 
 def _table(experiments: Sequence[Experiment]) -> str:
@@ -143,7 +181,8 @@ def _show(plan: Plan) -> None:
     """Print every command that would be run, and what it would take."""
     hours, gigabytes, source = estimate(plan)
     if not plan.prepared:
-        print(f"{shlex.join(plan.prepare)}  # {plan.data_gigabytes:.2f} GB")
+        print(f"{shlex.join(plan.data)}  # {plan.data_gigabytes:.2f} GB")
+        print(shlex.join(plan.statistics(plan.experiments[0])))
     for one in plan.experiments:
         if one.trained:
             print(f"# {one.name} is trained and scored")
@@ -158,7 +197,7 @@ def _show(plan: Plan) -> None:
     untrained = sum(not one.trained for one in plan.experiments)
     unmeasured = sum(not one.measured for one in plan.experiments)
     print(
-        f"# about {untrained * hours / plan.jobs + unmeasured * plan.measuring_hours:.1f} hours and "
+        f"# about {untrained * hours + unmeasured * plan.measuring_hours:.1f} hours and "
         f"{untrained * gigabytes + plan.data_gigabytes:.1f} GB: {untrained} models to train, {plan.jobs} at a time "
         f"({source}), {unmeasured} to measure"
     )
@@ -193,6 +232,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--asr_args", metavar="OPTIONS", default="", help="of training, for all, as for run.sh")
     parser.add_argument("--nbpe", metavar="N", help="size of the BPE vocabulary, as for run.sh")
+    parser.add_argument("--ngpu", metavar="N", type=int, help="as for run.sh; 0 measures on the CPU too")
+    parser.add_argument(
+        "--inference_args", metavar="OPTIONS", help="of decoding, as for run.sh; they are measured with too"
+    )
     parser.add_argument("--test_sets", metavar="SETS", help="as for run.sh; times are measured on the first of them")
     parser.add_argument(
         "--speed_perturb_factors",
@@ -200,7 +243,12 @@ def _parser() -> argparse.ArgumentParser:
         help='as for run.sh; "" for none (default: run.sh\'s of the corpus)',
     )
     parser.add_argument(
-        "--seconds", metavar="S", nargs="+", default=[], help="lengths of speech to measure, as for espnet-mla profile"
+        "--seconds",
+        metavar="S",
+        nargs="+",
+        type=float,
+        default=[],
+        help="lengths of speech to measure, as for espnet-mla profile",
     )
     return parser
 

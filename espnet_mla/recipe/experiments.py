@@ -2,6 +2,8 @@
 
 import argparse
 import fnmatch
+import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,21 +12,25 @@ from pathlib import Path
 import yaml
 
 from espnet_mla.measure.names import FILE
-from espnet_mla.recipe.jobs import threads_for
 from espnet_mla.recipe.layout import config_name
 from espnet_mla.recipe.machine import gpus
 from espnet_mla.recipe.options import CORES, UsageError
+from espnet_mla.transcribe import DECODING
 
 ARCHITECTURES = ("conformer", "branchformer", "e_branchformer")
 ATTENTIONS = ("mha", "gqa", "mla", "linear")
 PAIRS = tuple(f"{architecture}_{attention}" for architecture in ARCHITECTURES for attention in ATTENTIONS)
 MODEL = "valid.acc.ave.pth"
 LONGEST_NAME = 255  # of a file, in Linux's and macOS's file systems
-OWN = ("stage", "stop_stage", "asr_config", "asr_tag", "asr_exp", "inference_asr_model")  # run.sh's, set here
+OWN = (
+    "stage", "stop_stage", "asr_config", "asr_tag", "asr_exp", "asr_stats_dir", "expdir", "dumpdir", "lang", "token_type",
+    "inference_asr_model", "inference_config", "inference_tag",
+)  # fmt: skip
+"""Options of run.sh that are set here, or that would put something where it is not looked for."""
 
 
 # What an experiment takes: hours, and 10^9 bytes. Only for --dry_run, so that nobody starts a month by mistake.
-_MINI_HOURS, _MINI_GIGABYTES = 0.05, 0.05  # results/mini: two at a time on 2 cores
+_MINI_HOURS, _MINI_GIGABYTES = 0.025, 0.05  # results/mini: two at a time on 2 cores
 _MEASURING_HOURS = {"librispeech_100": 2 / 60, "mini": 0.7 / 60}
 _DATA_GIGABYTES = {"librispeech_100": 28.0, "mini": 0.05}  # archives, unpacked, and the training part at three speeds
 _GPU_HOURS_AN_EPOCH = 0.25  # ESPnet's own note on its LibriSpeech-100 Conformer, on an A100
@@ -100,8 +106,9 @@ class Plan:
         output: folder of the comparison.
         for_run_sh: options that go to every run.sh.
         test_set: that times are measured on.
+        decoding: options of decoding, beside those of conf/decode_asr.yaml.
         seconds: lengths of speech to measure; none for profile's own.
-        gpus: how many there are.
+        gpus: their names for CUDA_VISIBLE_DEVICES.
     """
 
     corpus: str
@@ -111,8 +118,9 @@ class Plan:
     output: Path
     for_run_sh: tuple[str, ...]
     test_set: str
-    seconds: tuple[str, ...]
-    gpus: int
+    decoding: tuple[str, ...]
+    seconds: tuple[float, ...]
+    gpus: tuple[str, ...]
 
     @property
     def _of(self) -> Corpus:
@@ -129,25 +137,27 @@ class Plan:
         return ["./run.sh", "--corpus", self.corpus, *stages, *more, *self.for_run_sh]
 
     @property
-    def prepare(self) -> list[str]:
-        """Data and statistics, which all share."""
-        return self.run_sh(1, 10, "--asr_config", str(self.experiments[0].config))
+    def data(self) -> list[str]:
+        """The data, which all share."""
+        return self.run_sh(1, 5, "--asr_config", str(self.experiments[0].config))
+
+    def statistics(self, one: Experiment) -> list[str]:
+        """The statistics, which all share too: any configuration that can be built gives the same."""
+        return self.run_sh(10, 10, *self._configured(one))
 
     def train(self, one: Experiment) -> list[str]:
         """Training, decoding and scoring."""
-        shared = ("--nj", str(threads_for(self.jobs)), "--inference_nj", str(threads_for(self.jobs)))
-        tag = one.folder.name.removeprefix("asr_")
-        args = ("--asr_args", one.asr_args) if one.asr_args else ()
-        return self.run_sh(
-            11, 13, "--asr_config", str(one.config), "--asr_tag", tag, *args, *(shared if self.jobs > 1 else ())
-        )
+        return self.run_sh(11, 13, *self._configured(one), "--asr_tag", one.folder.name.removeprefix("asr_"))
+
+    def _configured(self, one: Experiment) -> list[str]:
+        return ["--asr_config", str(one.config), *(("--asr_args", one.asr_args) if one.asr_args else ())]
 
     def profile(self, one: Experiment) -> list[str]:
         """Its figures."""
         speech = self._of.place / "dump" / "raw" / self.test_set / "wav.scp"
         command = ["espnet-mla", "profile", "--asr_model_file", str(one.folder / MODEL), "--wav_scp", str(speech)]
-        command += ["--inference_config", "conf/decode_asr.yaml", *self._of.decoding]
-        command += ["--seconds", *self.seconds] if self.seconds else []
+        command += ["--inference_config", "conf/decode_asr.yaml", *self.decoding]
+        command += ["--seconds", *(f"{seconds:g}" for seconds in self.seconds)] if self.seconds else []
         return command + (["--device", "cuda"] if self.gpus else [])
 
     def compare(self, experiments: Sequence[Experiment]) -> list[str]:
@@ -211,20 +221,31 @@ def make_plan(options: argparse.Namespace, rest: Sequence[str]) -> Plan:
                 )
             name = config.stem + (f"_seed{seed}" if seed else "")
             experiments.append(Experiment(name, config, args, corpus.place / "exp" / f"asr_{tag}"))
-    output = Path(options.output) if options.output else corpus.place / "exp" / "comparison"
-    speeds = () if given is None else ("--speed_perturb_factors", given)
-    sets = () if options.test_sets is None else ("--test_sets", options.test_sets)
+    if short := [seconds for seconds in options.seconds if not 1 <= seconds < math.inf]:
+        raise UsageError(f"--seconds {short[0]:g}: at least 1 is needed")
+    if unknown := re.search(rf"--(?!({'|'.join(DECODING)})\b)[\w-]+", options.inference_args or ""):
+        raise UsageError(f"--inference_args: {unknown[0]} can't be measured with; valid are --{', --'.join(DECODING)}")
+    named = ("speed_perturb_factors", "test_sets", "inference_args", "ngpu")
+    shared = [f"--{name}={getattr(options, name)}" for name in named if getattr(options, name) is not None]
     return Plan(
-        options.corpus,
-        corpus.place / "exp" / f"asr_stats_{tokens}{suffix}",
-        experiments,
-        options.jobs,
-        output,
-        ("--nbpe", nbpe, *speeds, *sets, *rest),
-        next(iter((options.test_sets or "").split()), "test_clean"),
-        tuple(options.seconds),
-        len(gpus()),
+        corpus=options.corpus,
+        stats=corpus.place / "exp" / f"asr_stats_{tokens}{suffix}",
+        experiments=experiments,
+        jobs=options.jobs,
+        output=Path(options.output) if options.output else corpus.place / "exp" / "comparison",
+        for_run_sh=("--nbpe", nbpe, *shared, *rest),
+        test_set=next(iter((options.test_sets or "").split()), "test_clean"),
+        decoding=corpus.decoding if options.inference_args is None else tuple(options.inference_args.split()),
+        seconds=tuple(options.seconds),
+        gpus=() if options.ngpu == 0 else _visible_gpus(),
     )
+
+
+def _visible_gpus() -> tuple[str, ...]:
+    there = [str(number) for number in range(len(gpus()))]
+    if there and (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        there = [name.strip() for name in chosen.split(",") if name.strip()]
+    return tuple(there)
 
 
 def _configs(only: str | None) -> list[Path]:
@@ -243,17 +264,16 @@ def _newer(made: Path, source: Path) -> bool:
 
 
 def estimate(plan: Plan) -> tuple[float, float, str]:
-    """Hours and gigabytes of one experiment, and where the estimate comes from."""
+    """Hours that one experiment has all the machine, its gigabytes, and where the estimate comes from."""
     if plan.corpus == "mini":
         return _MINI_HOURS, _MINI_GIGABYTES, "as it took on 2 cores of an AMD EPYC"
     config = yaml.safe_load(plan.experiments[0].config.read_text(encoding="utf-8"))
-    epochs = config["max_epoch"]
-    gigabytes = _MODEL_GIGABYTES * (config["keep_nbest_models"] + 5)
+    given = re.findall(r"--max_epoch[ =](\d+)", plan.experiments[0].asr_args)
+    epochs = int(given[-1]) if given else config.get("max_epoch", 40)  # ESPnet's default
+    kept = config.get("keep_nbest_models", 10)
+    gigabytes = _MODEL_GIGABYTES * (max(kept if isinstance(kept, list) else [kept]) + 5)
     if plan.gpus:
-        return (
-            epochs * _GPU_HOURS_AN_EPOCH,
-            gigabytes,
-            "at 15 minutes an epoch, which ESPnet notes of a Conformer on an A100",
-        )
+        hours = epochs * _GPU_HOURS_AN_EPOCH / min(plan.jobs, len(plan.gpus))
+        return hours, gigabytes, "at 15 minutes an epoch, which ESPnet notes of a Conformer on an A100"
     hours = epochs * _TRAINING_HOURS * _CPU_SECONDS_A_SECOND / CORES
     return hours, gigabytes, f"on {CORES} CPU cores, by the training step in benchmarks/RESULTS.md"

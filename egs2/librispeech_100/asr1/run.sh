@@ -98,7 +98,8 @@ case ${corpus} in
         ;;
 esac
 
-./asr.sh \
+# exec: who ends this script ends what it started.
+exec ./asr.sh \
     --lang en \
     --nj "${cores}" \
     "${hardware[@]}" \

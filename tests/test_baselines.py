@@ -82,6 +82,15 @@ def test_a_failure_of_the_data_ends_it_with_the_reason(folder):
     assert "no corpus here" in done.stderr
 
 
+def test_a_second_run_beside_the_first_is_refused(folder):
+    from espnet_mla.recipe.lock import lock, unlock
+
+    held = lock(folder / "exp/baselines")
+    done = run(folder, "--only", "branchformer_mla", *SMALL)
+    unlock(held)
+    assert done.returncode == 1 and "exp/baselines/.lock is held by process" in done.stderr
+
+
 def dry(monkeypatch, capsys, *arguments: str) -> list[str]:
     monkeypatch.chdir(RECIPE)
     monkeypatch.setattr(experiments, "gpus", list)

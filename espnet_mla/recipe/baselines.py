@@ -12,8 +12,12 @@ from pathlib import Path
 from espnet_mla.recipe.experiments import CORPORA, Experiment, Plan, estimate, make_plan
 from espnet_mla.recipe.files import RecipeError
 from espnet_mla.recipe.jobs import POLL_SECONDS, Job, end_on_signals, failure
+from espnet_mla.recipe.lock import lock, unlock
 from espnet_mla.recipe.options import UsageError
 from espnet_mla.recipe.report import duration, log
+
+LOGS = "baselines"
+"""The folder of the logs, below that of the experiments; one run at a time writes there."""
 
 DESCRIPTION = """\
 Train, decode and score every pair of architecture and attention, measure each, and compare all. What is done is skipped; a
@@ -36,7 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _show(plan)
             return 0
         end_on_signals()
-        return _perform(plan)
+        held = lock(plan.exp / LOGS)
+        try:
+            return _perform(plan)
+        finally:
+            unlock(held)
     except UsageError as error:
         parser.error(str(error))
     except (RecipeError, OSError) as error:
@@ -49,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _perform(plan: Plan) -> int:
     began = time.monotonic()
-    logs = plan.exp / "baselines"
+    logs = plan.exp / LOGS
     if not plan.prepared:
         _prepare(plan, logs)
     _step(plan, plan.train, "trained", plan.jobs, [one for one in plan.experiments if not one.trained])
@@ -108,7 +116,7 @@ def _step(
 ) -> None:
     """One step of each of the experiments."""
     by_name = {one.name: one for one in experiments}
-    logs = plan.exp / "baselines" / what
+    logs = plan.exp / LOGS / what
 
     def end(name: str, status: int, seconds: float) -> None:
         one = by_name[name]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from espnet_mla import model_options
 from espnet_mla.convert.wanted import METHODS, MODULES, Wanted
 from espnet_mla.recipe.files import RecipeError
 from espnet_mla.recipe.options import UsageError
@@ -80,10 +81,7 @@ def _wanted(options: argparse.Namespace) -> Wanted:
     Raises:
         UsageError: an option that does not go with the others.
     """
-    if bool(options.model_tag) == bool(options.asr_model_file):
-        raise UsageError("either --asr_model_file (with --asr_train_config) or --model_tag is needed")
-    if options.model_tag and options.asr_train_config:
-        raise UsageError("--asr_train_config goes with --asr_model_file: --model_tag brings its own configuration")
+    model_options.check(options)
     methods = METHODS[options.attention]
     possible = [name for name, looks in methods.items() if options.calibration or not looks]
     method = options.method or possible[-1]
@@ -137,16 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="espnet-mla convert", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    model = parser.add_argument_group("the trained model")
-    model.add_argument("--asr_model_file", metavar="FILE", help="its weights, as exp/A/valid.acc.ave.pth")
-    model.add_argument(
-        "--asr_train_config", metavar="FILE", help="its configuration (default: config.yaml beside the weights)"
-    )
-    model.add_argument(
-        "--model_tag",
-        metavar="MODEL",
-        help="in place of both: a folder, an archive (.zip), or owner/name on the Hugging Face hub",
-    )
+    model_options.add(parser)
     what = parser.add_argument_group("what it becomes")
     what.add_argument("--attention", choices=METHODS, default="mla", help="(default: %(default)s)")
     what.add_argument(

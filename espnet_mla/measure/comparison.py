@@ -13,9 +13,10 @@ import numpy as np
 from espnet_mla.measure import bootstrap
 from espnet_mla.measure.columns import BrokenError, Column, chosen_rates, columns
 from espnet_mla.measure.names import FILE, without_seed
+from espnet_mla.pretrained import MODEL_FILE
 from espnet_mla.recipe.files import RecipeError
 
-MODELS = ("valid.acc.ave.pth", "model.pth")
+MODELS = (MODEL_FILE, "model.pth")
 
 
 @dataclass(frozen=True)

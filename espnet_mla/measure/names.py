@@ -1,6 +1,10 @@
-"""Names that figures go by."""
+"""Names that figures go by, and the lengths of speech that they can be of."""
 
+import math
 import re
+from collections.abc import Iterable
+
+from espnet_mla.recipe.options import UsageError
 
 FILE = "figures.json"
 """What profile leaves beside a model."""
@@ -11,3 +15,13 @@ _SEED = re.compile(r"_?seed_?\d+")
 def without_seed(name: str) -> str:
     """`conformer_mla_seed2` -> `conformer_mla`."""
     return _SEED.sub("", name)
+
+
+def check_seconds(lengths: Iterable[float]) -> None:
+    """See that speech of these lengths can be encoded.
+
+    Raises:
+        UsageError: one is too short, or no length.
+    """
+    if wrong := [seconds for seconds in lengths if not 1 <= seconds < math.inf]:
+        raise UsageError(f"--seconds {wrong[0]:g}: at least 1 is needed")

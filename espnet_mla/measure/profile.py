@@ -1,14 +1,14 @@
 """espnet-mla profile: what a model costs, measured, into figures.json beside it."""
 
 import argparse
-import math
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from espnet_mla.measure.names import FILE
+from espnet_mla import model_options
+from espnet_mla.measure.names import FILE, check_seconds
 from espnet_mla.recipe.files import RecipeError
 from espnet_mla.recipe.options import UsageError
 from espnet_mla.transcribe import DECODING
@@ -41,12 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    if bool(options.model_tag) == bool(options.asr_model_file):
-        raise UsageError("either --asr_model_file (with --asr_train_config) or --model_tag is needed")
-    if options.model_tag and options.asr_train_config:
-        raise UsageError("--asr_train_config goes with --asr_model_file: --model_tag brings its own configuration")
-    if short := [seconds for seconds in options.seconds if not 1 <= seconds < math.inf]:
-        raise UsageError(f"--seconds {short[0]:g}: at least 1 is needed")
+    model_options.check(options)
+    check_seconds(options.seconds)
     if options.utterances < 1:
         raise UsageError(f"--utterances {options.utterances}: at least 1 is needed")
 
@@ -121,17 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="espnet-mla profile", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    model = parser.add_argument_group("the trained model")
-    model.add_argument("--asr_model_file", metavar="FILE", help="its weights, as exp/A/valid.acc.ave.pth")
-    model.add_argument(
-        "--asr_train_config", metavar="FILE", help="its configuration (default: config.yaml beside the weights)"
-    )
-    model.add_argument(
-        "--model_tag",
-        metavar="MODEL",
-        help="in place of both: a folder, an archive (.zip), or owner/name on the Hugging Face hub",
-    )
-    model.add_argument(
+    model_options.add(parser).add_argument(
         "--output_dir",
         metavar="FOLDER",
         help="for figures.json (default: the model's; for an archive or the hub exp/NAME)",

@@ -2,7 +2,6 @@
 
 import argparse
 import fnmatch
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -11,7 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from espnet_mla.measure.names import FILE
+from espnet_mla.measure.names import FILE, check_seconds
+from espnet_mla.pretrained import MODEL_FILE
 from espnet_mla.recipe.layout import config_name
 from espnet_mla.recipe.machine import gpus
 from espnet_mla.recipe.options import CORES, UsageError
@@ -20,7 +20,6 @@ from espnet_mla.transcribe import DECODING
 ARCHITECTURES = ("conformer", "branchformer", "e_branchformer")
 ATTENTIONS = ("mha", "gqa", "mla", "linear")
 PAIRS = tuple(f"{architecture}_{attention}" for architecture in ARCHITECTURES for attention in ATTENTIONS)
-MODEL = "valid.acc.ave.pth"
 LONGEST_NAME = 255  # of a file, in Linux's and macOS's file systems
 OWN = (
     "stage", "stop_stage", "asr_config", "asr_tag", "asr_exp", "asr_stats_dir", "expdir", "dumpdir", "lang", "token_type",
@@ -87,7 +86,7 @@ class Experiment:
     @property
     def trained(self) -> bool:
         """Whether its model was trained and scored: stage 13 ends with RESULTS.md."""
-        return _newer(self.folder / "RESULTS.md", self.folder / MODEL)
+        return _newer(self.folder / "RESULTS.md", self.folder / MODEL_FILE)
 
     @property
     def measured(self) -> bool:
@@ -155,7 +154,7 @@ class Plan:
     def profile(self, one: Experiment) -> list[str]:
         """Its figures."""
         speech = self._of.place / "dump" / "raw" / self.test_set / "wav.scp"
-        command = ["espnet-mla", "profile", "--asr_model_file", str(one.folder / MODEL), "--wav_scp", str(speech)]
+        command = ["espnet-mla", "profile", "--asr_model_file", str(one.folder / MODEL_FILE), "--wav_scp", str(speech)]
         command += ["--inference_config", "conf/decode_asr.yaml", *self.decoding]
         command += ["--seconds", *(f"{seconds:g}" for seconds in self.seconds)] if self.seconds else []
         return command + (["--device", "cuda"] if self.gpus else [])
@@ -221,8 +220,7 @@ def make_plan(options: argparse.Namespace, rest: Sequence[str]) -> Plan:
                 )
             name = config.stem + (f"_seed{seed}" if seed else "")
             experiments.append(Experiment(name, config, args, corpus.place / "exp" / f"asr_{tag}"))
-    if short := [seconds for seconds in options.seconds if not 1 <= seconds < math.inf]:
-        raise UsageError(f"--seconds {short[0]:g}: at least 1 is needed")
+    check_seconds(options.seconds)
     if unknown := re.search(rf"--(?!({'|'.join(DECODING)})\b)[\w-]+", options.inference_args or ""):
         raise UsageError(f"--inference_args: {unknown[0]} can't be measured with; valid are --{', --'.join(DECODING)}")
     named = ("speed_perturb_factors", "test_sets", "inference_args", "ngpu")

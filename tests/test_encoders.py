@@ -74,8 +74,8 @@ def test_every_key_of_espnet_is_listed_with_its_default_and_ours_beside_them(nam
     theirs = inspect.signature(ESPNET[name]).parameters
     ours = inspect.signature(ENCODERS[name]).parameters
     assert {key: ours[key].default for key in theirs} == {key: value.default for key, value in theirs.items()}
-    assert set(ours) - set(theirs) <= {"attention_conf", "selfattention_layer_type"}
-    assert ours["attention_conf"].default == {}
+    assert set(ours) - set(theirs) <= {"attention_conf", "streaming", "selfattention_layer_type"}
+    assert ours["attention_conf"].default == {} and ours["streaming"].default is None
 
 
 @pytest.mark.parametrize("name", ENCODERS)

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 
 from espnet_mla.attention.base import POSITIONS, Attention
 from espnet_mla.attention.cache import Cache, FrameCache, Past, RunningState
+from espnet_mla.attention.chunks import ALL, Chunks, seen_as, view
 from espnet_mla.attention.gqa import GQA, MHA
 from espnet_mla.attention.linear import Linear
 from espnet_mla.attention.mla import MLA
+from espnet_mla.attention.positions import KeptPosition
 
 ATTENTIONS: dict[str, type[Attention]] = {"mha": MHA, "gqa": GQA, "mla": MLA, "linear": Linear}
 
@@ -90,14 +92,19 @@ def build_attentions(kind: str, conf: dict, layers: int, *, key: str = "attentio
 
 
 __all__ = [
+    "ALL",
     "ATTENTIONS",
     "POSITIONS",
     "Attention",
     "Cache",
+    "Chunks",
     "FrameCache",
+    "KeptPosition",
     "Past",
     "RunningState",
     "attention_options",
     "build_attention",
     "build_attentions",
+    "seen_as",
+    "view",
 ]

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from espnet_mla.attention.cache import Cache, Past
-from espnet_mla.attention.positions import rotate
+from espnet_mla.attention.chunks import Chunks, view
+from espnet_mla.attention.positions import KeptPosition, rotate
 from espnet_mla.attention.softmax import PositionTerm, softmax_attention
 
 # The values of ESPnet's pos_enc_layer_type. The absolute ones are added before the first layer: an attention sees none.
@@ -58,7 +59,13 @@ class Attention(nn.Module):
         raise NotImplementedError
 
     def attend(
-        self, query: Tensor, kv: Cache, position: Tensor | None, mask: Tensor | None, *, own: bool = False
+        self,
+        query: Tensor,
+        kv: Cache,
+        position: Tensor | KeptPosition | None,
+        mask: Tensor | None,
+        *,
+        own: bool = False,
     ) -> Tensor:
         """Attend from the last t_q frames of kv to all of them.
 
@@ -66,7 +73,7 @@ class Attention(nn.Module):
             query: (b, t_q, d).
             kv: what `project_kv` made of t_k frames.
             position: for rel_pos the sinusoids (1, t_q + t_k - 1, d) of the distances t_k - 1 down to 1 - t_q, as
-                ESPnet's RelPositionalEncoding gives them; else None.
+                ESPnet's RelPositionalEncoding gives them, or a `KeptPosition` with them; else None.
             mask: (b, 1, t_k) or (b, t_q, t_k), true where a query may look; None for everywhere. A query that may
                 look nowhere gets zeros before `linear_out`.
             own: whether the queries are the very frames of kv, so that the mask tells which of them are padding.
@@ -75,6 +82,16 @@ class Attention(nn.Module):
             (b, t_q, d).
         """
         raise NotImplementedError
+
+    def attend_in_chunks(self, x: Tensor, position: Tensor | None, mask: Tensor | None, chunks: Chunks) -> Tensor:
+        """Attend from every frame of x (b, t, d) to what it sees where the utterance is cut, all chunks in one pass.
+
+        Args:
+            position: as in `attend`, of t queries and t keys.
+            mask: (b, 1, t), true for real frames, or None.
+        """
+        seen = chunks.mask(x.shape[1], x.device).unsqueeze(0)
+        return self.attend(x, self.project_kv(x), position, seen if mask is None else seen & mask.bool())
 
     def forward(
         self,
@@ -86,7 +103,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """ESPnet's call: (query, key, value, mask), or (query, key, value, pos_emb, mask) with relative positions.
 
-        A decoder may give a cache as `key`, or a `Past` as mask: see `attend_to_kept`.
+        A decoder may give a cache as `key`, or a `Past` as mask: see `attend_to_kept`. In an encoder that runs in chunks
+        the queries see what `chunks.view` says.
 
         Args:
             expand_kv: all rows of `key` are the same, as ESPnet's partially autoregressive decoding says.
@@ -100,6 +118,8 @@ class Attention(nn.Module):
         if keeps(key, mask):
             return attend_to_kept(self, query, key, mask)
         own = query is key
+        if own and (seen := view()) is not None:
+            return seen.attend(self, query, position[0] if position else None, mask)
         kv = self.project_kv(key[:1] if expand_kv else key, mask)
         if expand_kv:
             return attend_to_kept(self, query, kv, mask)
@@ -152,7 +172,7 @@ class SoftmaxAttention(Attention):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        position: Tensor | None,
+        position: Tensor | KeptPosition | None,
         mask: Tensor | None,
         own: bool,
         to_keys: Callable[[Tensor], Tensor] = lambda q: q,
@@ -177,7 +197,9 @@ class SoftmaxAttention(Attention):
         if self.position == "rel_pos":
             if position is None:
                 raise ValueError(f"{self.name} was built for rel_pos, but was called without position embeddings")
-            p = self.linear_pos(position).unflatten(-1, (self.num_heads, -1)).permute(0, 2, 3, 1)
+            kept = isinstance(position, KeptPosition)
+            p = position.projected(self.linear_pos) if kept else self.linear_pos(position)
+            p = p.unflatten(-1, (self.num_heads, -1)).permute(0, 2, 3, 1)
             term = PositionTerm((q + self.pos_bias_v.unsqueeze(-2)) * scale, p)
             q = q + self.pos_bias_u.unsqueeze(-2)
         dropout = self.dropout_rate if self.training else 0.0

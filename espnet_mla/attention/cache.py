@@ -4,10 +4,11 @@ Both are immutable: every method returns a new cache and leaves the old one vali
 share a common past. No cache holds positions; they are given out when it is attended to (see `positions`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from espnet_mla.attention.positions import rotate
 
@@ -55,6 +56,17 @@ class FrameCache:
             out[len(past) :] = new
             grown.append(out.movedim(0, -2))
         return FrameCache(tuple(grown))
+
+    @staticmethod
+    def join(caches: Sequence["FrameCache"]) -> "FrameCache":
+        """The rows of all of them, with zeros before the frames of those that have fewer."""
+        time = max(map(len, caches))
+        return FrameCache(
+            tuple(
+                torch.cat([nn.functional.pad(tensor, (0, 0, time - tensor.shape[-2], 0)) for tensor in tensors])
+                for tensors in zip(*(cache.tensors for cache in caches), strict=True)
+            )
+        )
 
     def keep_last(self, frames: int) -> "FrameCache":
         """At most the last `frames` frames, in memory of their own."""
@@ -120,6 +132,16 @@ class RunningState:
         """The rows (int64, one axis) of the batch, in that order; a row may come several times."""
         return replace(
             self, numerator=self.numerator.index_select(0, rows), denominator=self.denominator.index_select(0, rows)
+        )
+
+    @staticmethod
+    def join(states: Sequence["RunningState"]) -> "RunningState":
+        """The rows of all of them."""
+        return replace(
+            states[0],
+            numerator=torch.cat([state.numerator for state in states]),
+            denominator=torch.cat([state.denominator for state in states]),
+            frames=max(state.frames for state in states),
         )
 
     def keep_last(self, frames: int) -> "RunningState":

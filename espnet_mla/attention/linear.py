@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from espnet_mla.attention.base import Attention
 from espnet_mla.attention.cache import RunningState
+from espnet_mla.attention.chunks import ALL, Chunks
 from espnet_mla.attention.positions import rotate
 from espnet_mla.attention.precision import full_precision
 
@@ -76,3 +77,31 @@ class Linear(Attention):
             # An utterance without a real frame has a total of 0, and gets zeros.
             out = (q @ kv.numerator) / total.masked_fill(total == 0, 1)
         return self.linear_out(self.dropout(out).to(query.dtype).transpose(1, 2).flatten(-2))
+
+    def attend_in_chunks(self, x: Tensor, position: Tensor | None, mask: Tensor | None, chunks: Chunks) -> Tensor:
+        """As in `Attention`: each chunk has the sums over itself and all that was before.
+
+        Raises:
+            ValueError: chunks to the left are bounded, which a sum can't be.
+        """
+        if chunks.left != ALL:
+            raise ValueError(f"linear attention sums over all that was before: left_chunks is -1, not {chunks.left}")
+        time, size = x.shape[1], chunks.size
+
+        def cut(heads: Tensor) -> Tensor:  # (b, h, t, d_head) -> (b, h, chunks, size, d_head)
+            return nn.functional.pad(heads, (0, 0, 0, -time % size)).unflatten(-2, (-1, size))
+
+        q = feature_map(full_precision(self._heads(self.linear_q(x))))
+        k = feature_map(full_precision(self._heads(self.linear_k(x))))
+        v = cut(full_precision(self._heads(self.linear_v(x))))
+        if mask is not None:
+            k = k * mask.unsqueeze(-1).to(k.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            denominator = cut(k).sum(dim=-2).cumsum(dim=-2)  # (b, h, chunks, d_head)
+            total = (cut(q) * denominator.unsqueeze(-2)).sum(dim=-1, keepdim=True)
+            if self.position == "rope":
+                q, k = (rotate(each, _before_last(x)) for each in (q, k))
+            numerator = (cut(k).transpose(-1, -2) @ v).cumsum(dim=-3)
+            out = (cut(q) @ numerator) / total.masked_fill(total == 0, 1)
+        out = out.flatten(2, 3)[..., :time, :]
+        return self.linear_out(self.dropout(out).to(x.dtype).transpose(1, 2).flatten(-2))

@@ -5,7 +5,7 @@ frames. Only differences matter, so nothing changes when a stream's old frames a
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from espnet_mla.attention.precision import full_precision
 
@@ -46,3 +46,27 @@ def relative_shift(product: Tensor, time_k: int) -> Tensor:
         return product
     flat = product.flatten(-2).narrow(-1, time_q - 1, time_q * (distances - 1))
     return flat.unflatten(-1, (time_q, distances - 1)).narrow(-1, 0, time_k)
+
+
+class KeptPosition:
+    """Sinusoids that come again with every chunk of every stream, and what the layers' linear_pos has made of them.
+
+    Args:
+        sinusoids: (1, distances, d).
+    """
+
+    def __init__(self, sinusoids: Tensor):
+        self.sinusoids = sinusoids
+        self._projected: dict[nn.Module, tuple[object, Tensor]] = {}
+
+    def projected(self, linear_pos: nn.Linear) -> Tensor:
+        """What `linear_pos` makes of the sinusoids, made anew where its weight has changed."""
+        weight = linear_pos.weight
+        if torch.is_grad_enabled() or weight.is_inference():  # whether such a weight has changed can't be asked
+            return linear_pos(self.sinusoids)
+        version = (weight.data_ptr(), weight._version, weight.dtype)
+        known, made = self._projected.get(linear_pos, (None, None))
+        if known != version:
+            made = linear_pos(self.sinusoids)
+            self._projected[linear_pos] = version, made
+        return made

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from espnet_mla.attention import ATTENTIONS, POSITIONS, build_attentions
 from espnet_mla.models.signature import extended
+from espnet_mla.models.streaming import StreamingEncoder
 
 # What ESPnet has to be told so that its network fits our attention in everything else. A rotary position is the
 # attention's own affair: the embedding in front of the first layer then only scales, see `ScaledInput`.
@@ -43,12 +44,13 @@ class ScaledInput(nn.Module):
         return self.dropout(x * self.scale)
 
 
-class AttentionChoice:
+class AttentionChoice(StreamingEncoder):
     """Mixed in before one of ESPnet's encoders, adds the choices to that encoder's configuration.
 
     New values of the encoder's own key (`attention_key`): mha, gqa, mla, linear, with their options in
     `attention_conf`; a new `pos_enc_layer_type` for them: rope. Every other configuration builds ESPnet's network as it
-    is. With a choice of ours relative positions are ESPnet's latest ones, whatever `rel_pos_type` says.
+    is. With a choice of ours relative positions are ESPnet's latest ones, whatever `rel_pos_type` says, and `streaming`
+    has the encoder hear speech in chunks, see `StreamingEncoder`.
 
     Raises:
         ValueError: an unknown attention or option, a size that can't work, or an option of ESPnet's attention that the
@@ -60,8 +62,10 @@ class AttentionChoice:
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        cls.__signature__ = extended(cls.__mro__[2], {cls.attention_key: "selfattn", "attention_conf": {}})
-        cls._espnet_keys = frozenset(inspect.signature(cls.__mro__[2]).parameters)
+        espnets = cls.__bases__[1]
+        ours = {cls.attention_key: "selfattn", "attention_conf": {}, "streaming": None}
+        cls.__signature__ = extended(espnets, ours)
+        cls._espnet_keys = frozenset(inspect.signature(espnets).parameters)
 
     def __init__(self, *args: Any, **kwargs: Any):
         given = self.__signature__.bind(*args, **kwargs)
@@ -97,21 +101,26 @@ class AttentionChoice:
             slot = "self_attn" if hasattr(layer, "self_attn") else "attn"
             if getattr(layer, slot) is not None:  # a Branchformer layer may lack its attention branch
                 setattr(layer, slot, attention)
+        if conf["streaming"] is not None:
+            self._become_streaming(conf | {"pos_enc_layer_type": position})
 
     def _espnet_conf(self, conf: dict) -> dict:
         return {key: value for key, value in conf.items() if key in self._espnet_keys}
 
     def _build_espnet(self, conf: dict, kind: str, attention_conf: dict) -> None:
-        if attention_conf:
-            raise ValueError(
-                f"attention_conf: {attention_conf} needs {self.attention_key} to be one of {', '.join(ATTENTIONS)}, "
-                f"but it is {kind}"
-            )
-        if conf["pos_enc_layer_type"] == "rope":  # ESPnet's Transformer would take it for abs_pos
-            raise ValueError(
-                f"pos_enc_layer_type: rope needs {self.attention_key} to be one of {', '.join(ATTENTIONS)}, "
-                f"but it is {kind}"
-            )
+        for key, ours in (
+            ("attention_conf", bool(attention_conf)),
+            ("streaming", conf["streaming"] is not None),
+            (
+                "pos_enc_layer_type",
+                conf["pos_enc_layer_type"] == "rope",
+            ),  # ESPnet's Transformer would take it for abs_pos
+        ):
+            if ours:
+                value = attention_conf if key == "attention_conf" else conf[key]
+                raise ValueError(
+                    f"{key}: {value} needs {self.attention_key} to be one of {', '.join(ATTENTIONS)}, but it is {kind}"
+                )
         has_key = self.attention_key in self._espnet_keys
         known = _ESPNET_ATTENTIONS if has_key else ("selfattn",)
         unknown = ValueError(

@@ -1,0 +1,187 @@
+"""What the modules of an encoder that mix frames do in chunks: in one pass with masks, or chunk by chunk with what is kept.
+
+Those modules are its attentions and its convolutions along time. Everything else works frame by frame.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from espnet_mla.attention import ALL, Attention, Cache, Chunks, KeptPosition, view
+
+
+class InChunks:
+    """The view of a whole utterance that is cut into chunks."""
+
+    def __init__(self, chunks: Chunks):
+        self.chunks = chunks
+
+    def attend(self, attention: Attention, x: Tensor, position: Tensor | None, mask: Tensor | None) -> Tensor:
+        """As `View.attend`."""
+        return attention.attend_in_chunks(x, position, mask, self.chunks)
+
+    def convolve(self, conv: "ChunkConv1d", x: Tensor) -> Tensor:
+        """Each chunk with the frames before it, and with zeros after it, in one pass: (b, channels, t) -> the same."""
+        time, size = x.shape[-1], self.chunks.size
+        left = conv.half
+        x = nn.functional.pad(x, (left, -time % size)).unfold(
+            -1, left + size, size
+        )  # (b, channels, chunks, left + size)
+        batch, channels, chunks, _ = x.shape
+        x = nn.functional.pad(x.transpose(1, 2).flatten(0, 1), (0, conv.kernel_size[0] - 1 - left))
+        out = conv.plainly(x).unflatten(0, (batch, chunks)).transpose(1, 2)  # (b, channels, chunks, size)
+        return out.reshape(batch, channels, -1)[..., :time]
+
+
+class ChunkConv1d(nn.Conv1d):
+    """A convolution along time that sees what the view allows: never a frame to the right of its chunk.
+
+    With stride and dilation 1, an odd kernel, and as many zeros at the ends as keep the length.
+    """
+
+    @classmethod
+    def of(cls, conv: nn.Conv1d) -> "ChunkConv1d":
+        """The same convolution, with the same parameters."""
+        sizes = {name: getattr(conv, name)[0] for name in ("kernel_size", "stride", "padding", "dilation")}
+        new = cls(
+            conv.in_channels, conv.out_channels, groups=conv.groups, bias=conv.bias is not None, device="meta", **sizes
+        )
+        new.weight, new.bias = conv.weight, conv.bias
+        return new
+
+    @property
+    def half(self) -> int:
+        """The frames that it sees on each side."""
+        return self.padding[0]
+
+    def plainly(self, x: Tensor) -> Tensor:
+        """Without zeros at the ends: (b, channels, t + 2 half) -> (b, channels, t)."""
+        return nn.functional.conv1d(x, self.weight, self.bias, groups=self.groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, time) -> (batch, channels, time)."""
+        seen = view()
+        return super().forward(x) if seen is None else seen.convolve(self, x)
+
+
+@dataclass
+class Stream:
+    """Where streams stand that are encoded side by side, in rows; made by an encoder's `stream()`.
+
+    Args:
+        chunks: how they are cut.
+        attention: what each attention keeps of the frames before.
+        convolution: of each convolution its last frames, (rows, channels, half its kernel).
+        features: of each row those that wait for the rest of their chunk, (frames, features). The first few of them have
+            been seen by the last frame of the chunk before.
+        frames: of each row, how many frames of the encoder's output it has had.
+        ended: of each row, whether its last features have come.
+        past: how many frames a cache of frames holds: as many as the row has that sees most, the others having less that
+            count, at the end.
+    """
+
+    chunks: Chunks
+    attention: list[Cache]
+    convolution: list[Tensor]
+    features: list[Tensor]
+    frames: list[int]
+    ended: list[bool]
+    past: int = 0
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.features)
+
+    @property
+    def attention_nbytes(self) -> int:
+        """Bytes that the attentions keep, of all rows."""
+        return sum(cache.nbytes for cache in self.attention)
+
+    @property
+    def convolution_nbytes(self) -> int:
+        """Bytes that the convolutions keep, of all rows."""
+        return sum(map(_nbytes, self.convolution))
+
+    @property
+    def features_nbytes(self) -> int:
+        """Bytes of the features that wait; less than those of a chunk and of what the subsampling looks ahead."""
+        return sum(map(_nbytes, self.features))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is kept."""
+        return self.attention_nbytes + self.convolution_nbytes + self.features_nbytes
+
+    def select(self, rows: Sequence[int]) -> "Stream":
+        """These rows, in that order, in memory of their own."""
+        index = torch.tensor(rows, device=self.features[0].device)
+        past = min(self.past, max(self.frames[row] for row in rows))
+        return Stream(
+            self.chunks,
+            [cache.select(index).keep_last(past) for cache in self.attention],
+            [frames.index_select(0, index) for frames in self.convolution],
+            *([values[row] for row in rows] for values in (self.features, self.frames, self.ended)),
+            past,
+        )
+
+    @staticmethod
+    def join(streams: Sequence["Stream"]) -> "Stream":
+        """The rows of all of them.
+
+        Raises:
+            ValueError: they are not cut alike.
+        """
+        first = streams[0]
+        if len(streams) == 1:
+            return first
+        if other := next((stream for stream in streams if stream.chunks != first.chunks), None):
+            raise ValueError(f"streams in one batch are cut alike, but here are {first.chunks} and {other.chunks}")
+        return Stream(
+            first.chunks,
+            [type(caches[0]).join(caches) for caches in zip(*(stream.attention for stream in streams), strict=True)],
+            [torch.cat(frames) for frames in zip(*(stream.convolution for stream in streams), strict=True)],
+            *(sum((getattr(stream, name) for stream in streams), []) for name in ("features", "frames", "ended")),
+            max(stream.past for stream in streams),
+        )
+
+
+class Running:
+    """The view of the next chunk of each of some streams, whose state it moves on.
+
+    Args:
+        stream: their state. What the modules keep is replaced, one after the other, in the order of their calls.
+        lengths: how many new frames each row has; the chunk is as long as the longest.
+        position: the sinusoids of the window, where positions are relative.
+        device: of the frames.
+    """
+
+    def __init__(self, stream: Stream, lengths: Sequence[int], position: KeptPosition | None, device: torch.device):
+        self.stream, self.position = stream, position
+        self._attentions, self._convolutions = iter(range(len(stream.attention))), iter(range(len(stream.convolution)))
+        past, time = stream.past, max(lengths)
+        seen = [min(frames, past) for frames in stream.frames]
+        new = torch.arange(time, device=device) < torch.tensor(lengths, device=device).unsqueeze(-1)
+        old = torch.arange(past, device=device) >= past - torch.tensor(seen, device=device).unsqueeze(-1)
+        self._new = None if min(lengths) == time else new.unsqueeze(1)  # (rows, 1, time)
+        whole = self._new is None and min(seen) == past
+        self._mask = None if whole else torch.cat((old, new), dim=-1).unsqueeze(1)  # (rows, 1, past + time)
+
+    def attend(self, attention: Attention, x: Tensor, position: Tensor | None, mask: Tensor | None) -> Tensor:
+        """As `View.attend`; position and mask, which the encoder has made for x alone, are not needed."""
+        kept, at, window = self.stream.attention, next(self._attentions), self.stream.chunks.window
+        kv = kept[at].append(attention.project_kv(x, self._new))
+        kept[at] = kv if window is None else kv.keep_last(window)
+        return attention.attend(x, kv, self.position, self._mask)
+
+    def convolve(self, conv: ChunkConv1d, x: Tensor) -> Tensor:
+        """The chunk with the frames kept from before it, and with zeros after it."""
+        kept, at = self.stream.convolution, next(self._convolutions)
+        x = torch.cat((kept[at], x), dim=-1)
+        kept[at] = x[..., x.shape[-1] - conv.half :].clone()
+        return conv.plainly(nn.functional.pad(x, (0, conv.kernel_size[0] - 1 - conv.half)))
+
+
+def _nbytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

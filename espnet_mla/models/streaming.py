@@ -1,0 +1,305 @@
+"""Encoders that hear speech piece by piece: their configuration, their training in chunks, and their running state."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from espnet_mla.attention import ALL, Attention, Chunks, KeptPosition, seen_as
+from espnet_mla.models.chunked import ChunkConv1d, InChunks, Running, Stream
+
+_KEYS = ("chunk_size", "left_chunks", "dynamic_chunk_sizes")
+_RANGE = ("min", "max", "full_context")
+
+# What can't be had in chunks: key of the encoder's configuration -> the values that can, and why no others.
+_CHUNKED = {
+    "pos_enc_layer_type": (("rel_pos", "rope"), "a stream has no end that positions could be counted up to"),
+    "positionwise_layer_type": (("linear",), "the other kinds see frames to the right"),
+    "merge_method": (("concat", "fixed_ave"), "learned_ave weighs the branches by the whole utterance"),
+    "interctc_use_conditioning": ((False,), "chunks are encoded without CTC"),
+    "ctc_trim": ((False,), "it takes frames out"),
+    "gradient_checkpoint_layers": (([], ()), "layers run again would see the whole utterance"),
+}
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """What `streaming` in an encoder's configuration says.
+
+    Args:
+        chunks: as which the encoder runs, is validated and decodes unless it is told otherwise.
+        sizes: of chunks one of which each batch is trained with; empty for that of `chunks` alone.
+        full_context: in place of a size, how often a batch is trained with the whole utterance, from 0 to 1.
+    """
+
+    chunks: Chunks
+    sizes: Sequence[int] = ()
+    full_context: float = 0.0
+
+    def draw(self) -> Chunks:
+        """The chunks of a batch of training (dynamic chunk training, U2, arXiv 2012.05481, section 3.2)."""
+        if not self.sizes:
+            return self.chunks
+        if torch.rand(()).item() < self.full_context:
+            return Chunks(ALL, self.chunks.left)
+        return Chunks(self.sizes[int(torch.randint(len(self.sizes), ()))], self.chunks.left)
+
+
+def read(conf: object) -> Streaming:
+    """Read `streaming`.
+
+    Raises:
+        ValueError: a key is unknown or missing, or a value can't be.
+    """
+    known = f"its keys are {', '.join(_KEYS)}"
+    if not isinstance(conf, Mapping):
+        raise ValueError(f"streaming: {conf!r} must be a mapping; {known}")
+    for key in conf:
+        if key not in _KEYS:
+            raise ValueError(f"streaming: {key}: {conf[key]!r} is not an option of it; {known}")
+    for key in _KEYS[:2]:
+        if key not in conf:
+            raise ValueError(f"streaming: {key} is missing; {known}")
+    chunks = Chunks(chunk_size(conf["chunk_size"]), left_chunks(conf["left_chunks"]))
+    dynamic = conf.get("dynamic_chunk_sizes")
+    if dynamic is None:
+        return Streaming(chunks)
+    key = "streaming: dynamic_chunk_sizes"
+    if isinstance(dynamic, Mapping):
+        if set(dynamic) - set(_RANGE) or not {"min", "max"} <= set(dynamic):
+            raise ValueError(f"{key}: {dynamic} must have min and max, and may have full_context")
+        least, most = (chunk_size(dynamic[name], f"{key}: {name}") for name in ("min", "max"))
+        full = dynamic.get("full_context", 0.0)
+        if not 0 < least <= most:
+            raise ValueError(f"{key}: min ({least}) must be at least 1 and at most max ({most})")
+        if isinstance(full, bool) or not isinstance(full, int | float) or not 0 <= full <= 1:
+            raise ValueError(f"{key}: full_context: {full!r} must be from 0 to 1")
+        return Streaming(chunks, range(least, most + 1), float(full))
+    if not isinstance(dynamic, list | tuple) or not dynamic:
+        raise ValueError(f"{key}: {dynamic!r} must be a list of sizes, or min, max and full_context")
+    return Streaming(chunks, [chunk_size(size, key) for size in dynamic])
+
+
+def chunk_size(value: object, key: str = "streaming: chunk_size") -> int:
+    """`value`, if it is a size of chunks: a number of frames, or -1 for the whole utterance.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1 and value != ALL:
+        raise ValueError(f"{key}: {value!r} must be a number of encoder frames, or -1 for the whole utterance")
+    return value
+
+
+def left_chunks(value: object, key: str = "streaming: left_chunks") -> int:
+    """`value`, if it is a number of chunks to the left, or -1 for all.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < ALL:
+        raise ValueError(f"{key}: {value!r} must be a number of chunks, or -1 for all that were before")
+    return value
+
+
+class StreamingEncoder:
+    """Mixed in before one of ESPnet's encoders, has it see chunks, where `streaming` is given, and run chunk by chunk.
+
+    Attributes:
+        streaming: what the configuration says, or None.
+        chunks: which the encoder sees when it is not trained; see `set_chunks`.
+    """
+
+    streaming: Streaming | None = None
+    chunks: Chunks
+
+    def _become_streaming(self, conf: Mapping[str, Any]) -> None:
+        """Take on `streaming` of the configuration, after ESPnet's constructor.
+
+        Raises:
+            ValueError: `streaming` is wrong, or something in the configuration can't be had in chunks.
+        """
+        for key, (valid, why) in _CHUNKED.items():
+            if key in conf and conf[key] not in valid:
+                shown = " or ".join(str(value) for value in valid)
+                raise ValueError(f"{key}: {conf[key]} can't be had with streaming ({why}); it must be {shown}")
+        self.streaming = read(conf["streaming"])
+        self._input_size = conf["input_size"]
+        for layer in self.encoders:
+            for parent in list(layer.modules()):
+                for name, module in list(parent.named_children()):
+                    if isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1:
+                        setattr(parent, name, ChunkConv1d.of(module))
+        self._positions: dict[tuple[int, int], KeptPosition] = {}
+        self.set_chunks()
+
+    def set_chunks(self, chunk_size: int | None = None, left_chunks: int | None = None) -> Chunks:
+        """Say in which chunks `forward` sees an utterance when it is not training, and new streams are cut.
+
+        Args:
+            chunk_size: frames, or -1 for the whole utterance; None for the configuration's.
+            left_chunks: chunks before its own that a frame sees, or -1 for all; None for the configuration's.
+
+        Raises:
+            ValueError: the encoder was not built for streaming, or a value can't be.
+        """
+        self.chunks = self._cut(chunk_size, left_chunks)
+        return self.chunks
+
+    def _cut(self, size: int | None, left: int | None) -> Chunks:
+        if self.streaming is None:
+            raise ValueError(
+                "encoder_conf: streaming is missing, so this model hears whole utterances only; it must be trained with, "
+                "for instance, streaming: {chunk_size: 16, left_chunks: 8}"
+            )
+        default = self.streaming.chunks
+        size = default.size if size is None else chunk_size(size, "chunk_size")
+        left = default.left if left is None else left_chunks(left, "left_chunks")
+        if left != ALL and any(attention.name == "linear" for attention in self._attentions()):
+            raise ValueError(f"left_chunks: {left}, but linear attention sums over all that was before: it must be -1")
+        return Chunks(size, left)
+
+    @property
+    def subsampling(self) -> tuple[int, int]:
+        """For how many feature frames one frame stands, and how many it sees, its own and those to the right of them."""
+        rate, span = 1, 1
+        for module in self.embed.modules():
+            if isinstance(module, nn.Conv1d | nn.Conv2d):
+                span += (module.kernel_size[0] - 1) * rate
+                rate *= module.stride[0]
+        return rate, span
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple:
+        """As ESPnet's; with `streaming` each frame sees what its chunk allows, all chunks in one pass."""
+        if self.streaming is None:
+            return super().forward(*args, **kwargs)
+        chunks = self.streaming.draw() if self.training else self.chunks
+        with seen_as(None if chunks.size == ALL else InChunks(chunks)):
+            return super().forward(*args, **kwargs)
+
+    def stream(self, chunk_size: int | None = None, left_chunks: int | None = None, rows: int = 1) -> Stream:
+        """The state of streams that are yet to begin.
+
+        Args:
+            chunk_size, left_chunks: None for those of `set_chunks`; else as there.
+            rows: how many streams run side by side.
+
+        Raises:
+            ValueError: as `set_chunks`.
+        """
+        chunks = (
+            self.chunks if chunk_size is left_chunks is None and self.streaming else self._cut(chunk_size, left_chunks)
+        )
+        like = next(self.parameters())
+        nothing = like.new_zeros(rows, 0, self.output_size())
+        with torch.no_grad():
+            attention = [attention.project_kv(nothing) for attention in self._attentions()]
+        convolution = [
+            like.new_zeros(rows, module.in_channels, module.half)
+            for module in self.encoders.modules()
+            if isinstance(module, ChunkConv1d)
+        ]
+        features = [like.new_zeros(0, self._input_size) for _ in range(rows)]
+        return Stream(chunks, attention, convolution, features, [0] * rows, [False] * rows)
+
+    @torch.no_grad()
+    def forward_chunk(
+        self,
+        features: Tensor,
+        state: Stream,
+        lengths: Tensor | Sequence[int] | None = None,
+        last: bool | Sequence[bool] = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Encode what has come of some streams: all chunks that are complete now, and at the end what is left.
+
+        Args:
+            features: (rows, time, features), any number of frames.
+            state: of `stream()`; it is moved on.
+            lengths: of each row, (rows,); None where all are whole.
+            last: whether these are a stream's last, for all rows or for each.
+
+        Returns:
+            The new frames (rows, time, d_model), and how many each row has, (rows,). A chunk comes out as soon as the
+            features have that its last frame sees; the end comes out with `last`.
+
+        Raises:
+            ValueError: a row has ended before, or the sizes don't fit the state.
+        """
+        self._take(features, state, lengths, last)
+        outs: list[list[Tensor]] = [[] for _ in range(len(state))]
+        while ready := [row for row in range(len(state)) if self._ready(state, row)]:
+            part = state if len(ready) == len(state) else state.select(ready)
+            out, out_lengths = self._advance(part)
+            for row, frames, length in zip(ready, out, out_lengths, strict=True):
+                outs[row].append(frames[:length])
+            if part is not state:
+                rest = [row for row in range(len(state)) if row not in ready]
+                order = [*ready, *rest]
+                moved = Stream.join([part, state.select(rest)]).select([order.index(row) for row in range(len(state))])
+                vars(state).update(vars(moved))
+        new = [torch.cat(pieces) if pieces else features.new_zeros(0, self.output_size()) for pieces in outs]
+        counts = torch.tensor([len(frames) for frames in new], device=features.device)
+        return nn.utils.rnn.pad_sequence(new, batch_first=True), counts
+
+    def _take(
+        self, features: Tensor, state: Stream, lengths: Tensor | Sequence[int] | None, last: bool | Sequence[bool]
+    ) -> None:
+        rows = len(state)
+        lengths = [features.shape[1]] * rows if lengths is None else [int(length) for length in lengths]
+        last = [last] * rows if isinstance(last, bool) else list(last)
+        if features.shape[::2] != (rows, self._input_size) or len(lengths) != rows or len(last) != rows:
+            raise ValueError(
+                f"features {tuple(features.shape)}, lengths of {len(lengths)} and last of {len(last)} rows: the state needs "
+                f"({rows}, time, {self._input_size})"
+            )
+        for row, length in enumerate(lengths):
+            if state.ended[row] and length:
+                raise ValueError(f"row {row} of the streams has ended: a new one is begun by stream()")
+        for row, (length, ends) in enumerate(zip(lengths, last, strict=True)):
+            state.features[row] = torch.cat((state.features[row], features[row, :length]))
+            state.ended[row] |= ends
+
+    def _ready(self, state: Stream, row: int) -> bool:
+        """Whether the row has a chunk, or, at its end, a frame."""
+        rate, span = self.subsampling
+        waiting, size = len(state.features[row]), state.chunks.size
+        whole = size != ALL and waiting >= (size - 1) * rate + span
+        return whole or state.ended[row] and waiting >= span
+
+    def _advance(self, state: Stream) -> tuple[Tensor, list[int]]:
+        """Encode one chunk of each row, which all have one."""
+        rate, span = self.subsampling
+        size = max(map(len, state.features)) if state.chunks.size == ALL else state.chunks.size
+        chunks = [features[: (size - 1) * rate + span] for features in state.features]
+        lengths = [(len(chunk) - span) // rate + 1 for chunk in chunks]
+        view = Running(state, lengths, self._position(state, max(lengths)), chunks[0].device)
+        with seen_as(view):
+            counts = torch.tensor([len(chunk) for chunk in chunks], device=chunks[0].device)
+            out, *_ = super().forward(nn.utils.rnn.pad_sequence(chunks, batch_first=True), counts)
+        past, window = state.past + max(lengths), state.chunks.window
+        state.past = past if window is None else min(past, window)
+        state.features = [features[size * rate :].clone() for features in state.features]
+        state.frames = [had + new for had, new in zip(state.frames, lengths, strict=True)]
+        return out[0] if isinstance(out, tuple) else out, lengths  # with those of the layers between
+
+    def _position(self, state: Stream, time: int) -> KeptPosition | None:
+        """The sinusoids of the distances in the window of a chunk of `time` frames."""
+        embedding = next((module for module in self.embed.modules() if hasattr(module, "extend_pe")), None)
+        if embedding is None:
+            return None
+        past = state.past
+        steady = time == state.chunks.size and past == state.chunks.window
+        if steady and (past, time) in self._positions:
+            return self._positions[past, time]
+        like = next(self.parameters())
+        embedding.extend_pe(like.new_zeros(1, past + time))
+        here = embedding.pe.shape[1] // 2  # distance 0
+        position = KeptPosition(embedding.pe[:, here - (past + time - 1) : here + time])
+        if steady:
+            self._positions[past, time] = position
+        return position
+
+    def _attentions(self) -> list[Attention]:
+        return [module for module in self.encoders.modules() if isinstance(module, Attention)]

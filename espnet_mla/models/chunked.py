@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from espnet_mla.attention import ALL, Attention, Cache, Chunks, KeptPosition, view
+from espnet_mla.attention import Attention, Cache, Chunks, KeptPosition, view
 
 
 class InChunks:

@@ -66,7 +66,7 @@ case ${corpus} in
         # filters, more and shorter steps, and no SpecAugment, which this little speech can't afford.
         scale="--frontend_conf n_mels=40 --encoder_conf output_size=96 --encoder_conf num_blocks=4"
         case $(sed -n 's/^encoder: *//p' "${asr_config}" 2> /dev/null) in
-            conformer) scale+=" --encoder_conf linear_units=384" ;;
+            conformer|contextual_block_conformer) scale+=" --encoder_conf linear_units=384" ;;
             branchformer) scale+=" --encoder_conf cgmlp_linear_units=576" ;;
             e_branchformer) scale+=" --encoder_conf linear_units=384 --encoder_conf cgmlp_linear_units=576" ;;
         esac

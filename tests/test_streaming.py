@@ -1,0 +1,329 @@
+"""Encoders that hear speech piece by piece: what a frame sees, that it is the same at once and bit by bit, and its bounds."""
+
+import copy
+
+import pytest
+import torch
+from espnet2.asr.encoder import conformer_encoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from espnet_mla.attention import ATTENTIONS, Chunks, build_attention
+from espnet_mla.models.encoders import ENCODERS
+from espnet_mla.models.streaming import read
+
+D = 16
+FEATURES = 20
+PLAIN = {
+    "conformer": {"macaron_style": True, "cnn_module_kernel": 7},
+    "branchformer": {"cgmlp_conv_kernel": 7, "cgmlp_linear_units": 32},
+    "e_branchformer": {"use_ffn": True, "macaron_ffn": True, "cgmlp_conv_kernel": 7, "cgmlp_linear_units": 32},
+    "transformer": {},
+}
+CHOICES = [
+    (name, kind, position)
+    for name, encoder in ENCODERS.items()
+    for kind, attention in ATTENTIONS.items()
+    for position in ("rel_pos", "rope")
+    if position in attention.positions and position in encoder.position_kinds
+]
+
+
+def build(name="conformer", kind="mla", position="rel_pos", chunk_size=4, left_chunks=2, **conf):
+    """With random parameters of a size that lets every frame matter."""
+    left_chunks = -1 if kind == "linear" else left_chunks
+    conf = {"streaming": {"chunk_size": chunk_size, "left_chunks": left_chunks}} | conf
+    sizes = {"input_size": FEATURES, "output_size": D, "attention_heads": 4, "num_blocks": 2, "linear_units": 32}
+    if name == "branchformer":
+        del sizes["linear_units"]
+    options = {"attention_conf": {"kv_lora_rank": 6}} if kind == "mla" else {}
+    key = {ENCODERS[name].attention_key: kind, "pos_enc_layer_type": position}
+    torch.manual_seed(0)
+    encoder = ENCODERS[name](**{**sizes, **PLAIN[name], **key, **options, **conf}).eval()
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return encoder
+
+
+def at_once(encoder, features, lengths):
+    with torch.no_grad():
+        out, counts, _ = encoder(features, torch.tensor(lengths))
+    return [row[:count] for row, count in zip(out, counts, strict=True)]
+
+
+def piecewise(encoder, features, lengths, cuts, state=None):
+    """The frames of each row, where row r of the features comes in pieces of cuts(r) frames."""
+    state = state or encoder.stream(rows=len(lengths))
+    outs, at = [[] for _ in lengths], [0] * len(lengths)
+    while not all(state.ended):
+        new = [min(cuts(row), length - begun) for row, (length, begun) in enumerate(zip(lengths, at, strict=True))]
+        piece = torch.zeros(len(lengths), max(new), features.shape[-1])
+        for row, count in enumerate(new):
+            piece[row, :count] = features[row, at[row] : at[row] + count]
+            at[row] += count
+        last = [begun == length for begun, length in zip(at, lengths, strict=True)]
+        frames, counts = encoder.forward_chunk(piece, state, torch.tensor(new), last)
+        for row, count in enumerate(counts):
+            outs[row].append(frames[row, :count])
+    return [torch.cat(pieces) for pieces in outs]
+
+
+def assert_same(ours, expected):
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "kind", "position"), CHOICES)
+@settings(max_examples=6, deadline=None)
+@given(data=st.data())
+def test_piece_by_piece_gives_what_one_masked_pass_gives(name, kind, position, data):
+    """Whatever the chunks, the cuts, and the lengths of the streams side by side."""
+    size = data.draw(st.sampled_from([1, 3, 4, 16, -1]), "chunk_size")
+    left = data.draw(st.sampled_from([0, 2, 7, -1]), "left_chunks")
+    lengths = data.draw(st.lists(st.integers(1, 120), min_size=1, max_size=3).filter(lambda all_: max(all_) > 6))
+    cut = st.sampled_from([0, 1, 3, 17, 40])
+    encoder = build(name, kind, position, size, left)
+    torch.manual_seed(1)
+    features = torch.randn(len(lengths), max(lengths), FEATURES)
+    ours = piecewise(encoder, features, lengths, lambda row: data.draw(cut) or 1 if row == 0 else data.draw(cut))
+    assert_same(ours, at_once(encoder, features, lengths))
+
+
+@pytest.mark.parametrize(("name", "kind", "position"), CHOICES)
+def test_a_frame_depends_on_its_chunk_and_what_was_before_and_on_nothing_after(name, kind, position):
+    encoder = build(name, kind, position, chunk_size=4, left_chunks=-1)
+    rate, span = encoder.subsampling
+    features = torch.randn(1, 19 * rate + span, FEATURES)
+    (before,) = at_once(encoder, features, [features.shape[1]])
+    for chunk in (1, 3):
+        seen = ((chunk + 1) * 4 - 1) * rate + span  # features that the chunk's last frame sees
+        changed = features.clone()
+        changed[:, seen:] += 1
+        (after,) = at_once(encoder, changed, [features.shape[1]])
+        assert torch.equal(before[: (chunk + 1) * 4], after[: (chunk + 1) * 4])
+        changed[:, seen - 1] += 1  # only the last frame's look to the right has it
+        (after,) = at_once(encoder, changed, [features.shape[1]])
+        assert not torch.allclose(before[chunk * 4], after[chunk * 4])  # the chunk's first frame sees its last
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ATTENTIONS if kind != "linear"])
+def test_an_attention_sees_so_many_chunks_to_the_left_and_no_more(kind):
+    torch.manual_seed(0)
+    attention = build_attention(kind, {}, d_model=32, num_heads=2, position="rope", dropout_rate=0.0).eval()
+    x = torch.randn(1, 12, 32)
+    out = attention.attend_in_chunks(x, None, None, Chunks(size=3, left=1))
+    for chunk in range(4):
+        queries, window = slice(3 * chunk, 3 * chunk + 3), slice(max(0, 3 * chunk - 3), 3 * chunk + 3)
+        alone = attention.attend(x[:, queries], attention.project_kv(x[:, window]), None, None)
+        torch.testing.assert_close(out[:, queries], alone)
+
+
+def test_linear_attention_in_chunks_is_its_running_state_chunk_after_chunk():
+    torch.manual_seed(0)
+    for position in ("rope", "abs_pos"):
+        attention = build_attention("linear", {}, d_model=8, num_heads=2, position=position, dropout_rate=0.0).eval()
+        x = torch.randn(2, 11, 8)
+        mask = torch.arange(11) < torch.tensor([[11], [7]])
+        out = attention.attend_in_chunks(x, None, mask.unsqueeze(1), Chunks(size=4, left=-1))
+        kv = None
+        for chunk in x.split(4, dim=1):
+            new = attention.project_kv(chunk)
+            kv = new if kv is None else kv.append(new)
+            expected = attention.attend(chunk, kv, None, None)
+            torch.testing.assert_close(out[0, len(kv) - chunk.shape[1] : len(kv)], expected[0])
+        torch.testing.assert_close(
+            out[1, :4], attention.attend(x[:, :4], attention.project_kv(x[:, :4]), None, None)[1]
+        )
+        with pytest.raises(ValueError, match="left_chunks is -1, not 2"):
+            attention.attend_in_chunks(x, None, None, Chunks(4, 2))
+
+
+@pytest.mark.parametrize(("name", "kind", "position"), CHOICES)
+def test_what_is_kept_grows_to_its_bound_and_no_further(name, kind, position):
+    encoder = build(name, kind, position)
+    state, kept = encoder.stream(), []
+    for _ in range(8):
+        encoder.forward_chunk(torch.randn(1, 16, FEATURES), state)
+        kept.append((state.attention_nbytes, state.convolution_nbytes, state.features_nbytes))
+    assert len(set(kept[4:])) == 1
+    numbers = {"mha": 2 * D, "gqa": 2 * D // 4, "mla": 6 + (2 if position == "rope" else 0)}
+    if kind == "linear":
+        assert kept[-1][0] == 4 * 2 * 4 * (4 + 1) * 4  # bytes, layers, heads (d_head + 1) d_head
+    else:
+        assert kept[-1][0] == 4 * 2 * 2 * 4 * numbers[kind]  # bytes, layers, chunks, frames
+    tensors = [tensor for cache in state.attention for tensor in vars(cache).values()]
+    tensors = [tensor for one in tensors for tensor in (one if isinstance(one, tuple) else (one,))]
+    for tensor in (tensor for tensor in [*tensors, *state.convolution] if isinstance(tensor, torch.Tensor)):
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * 4  # no larger memory is held than is counted
+
+
+def test_the_bytes_are_those_of_the_tensors_and_of_all_rows():
+    encoder = build("e_branchformer", "mla")
+    state = encoder.stream(rows=3)
+    encoder.forward_chunk(torch.randn(3, 40, FEATURES), state)
+    convolution = 2 * (3 * 16 + 1 * 2 * D)  # layers; half the kernels of 7 and of 3, their channels
+    assert state.convolution_nbytes == 4 * 3 * convolution
+    assert state.features_nbytes == 4 * 3 * FEATURES * (40 - 2 * 16)
+    assert state.attention_nbytes == 4 * 3 * 2 * 8 * 6
+    assert state.nbytes == state.attention_nbytes + state.convolution_nbytes + state.features_nbytes
+
+
+@pytest.mark.parametrize("kind", ATTENTIONS)
+def test_streams_join_and_leave_a_batch_at_any_time(kind):
+    encoder = build("e_branchformer", kind, "rope")
+    features = torch.randn(3, 160, FEATURES)
+    expected = at_once(encoder, features, [160] * 3)
+    type_ = type(encoder.stream())
+    states, outs = [encoder.stream() for _ in range(3)], [[], [], []]
+    starts = (0, 2, 5)  # the step at which each stream begins
+    for step in range(16):
+        there = [row for row in range(3) if starts[row] <= step < starts[row] + 10]
+        if not there:
+            continue
+        joined = type_.join([states[row] for row in there])
+        piece = torch.stack([features[row, (at := 16 * (step - starts[row])) : at + 16] for row in there])
+        frames, counts = encoder.forward_chunk(piece, joined, last=[step == starts[row] + 9 for row in there])
+        for place, row in enumerate(there):
+            outs[row].append(frames[place, : counts[place]])
+            states[row] = joined.select([place])
+    assert_same([torch.cat(pieces) for pieces in outs], expected)
+
+
+def test_streams_that_are_cut_differently_cannot_be_joined():
+    encoder = build()
+    a, b = encoder.stream(chunk_size=4), encoder.stream(chunk_size=8)
+    with pytest.raises(ValueError, match=r"size=4.* and .*size=8"):
+        type(a).join([a, b])
+
+
+def test_other_chunks_than_the_configurations_can_be_asked_for():
+    encoder, features = build(), torch.randn(1, 100, FEATURES)
+    by_conf = at_once(encoder, features, [100])
+    encoder.set_chunks(8, 1)
+    other = at_once(encoder, features, [100])
+    assert not torch.allclose(by_conf[0], other[0])
+    assert_same(piecewise(encoder, features, [100], lambda _: 9), other)
+    assert_same(piecewise(encoder, features, [100], lambda _: 9, encoder.stream(4, 2)), by_conf)
+    encoder.set_chunks(-1)
+    whole = conformer_encoder.ConformerEncoder.forward(encoder, features, torch.tensor([100]))[0]
+    assert_same(at_once(encoder, features, [100]), [whole[0]])
+    encoder.set_chunks()
+    assert_same(at_once(encoder, features, [100]), by_conf)
+
+
+def test_training_draws_a_size_for_each_batch_and_validation_keeps_to_the_configurations():
+    conf = {"chunk_size": 4, "left_chunks": 2, "dynamic_chunk_sizes": {"min": 2, "max": 5, "full_context": 0.3}}
+    streaming = read(conf)
+    drawn = [streaming.draw() for _ in range(400)]
+    assert {one.size for one in drawn} == {-1, 2, 3, 4, 5} and {one.left for one in drawn} == {2}
+    assert 0.2 < sum(one.size == -1 for one in drawn) / 400 < 0.4
+    assert {read(conf | {"dynamic_chunk_sizes": [3, -1]}).draw().size for _ in range(50)} == {3, -1}
+    assert {read({"chunk_size": 4, "left_chunks": 2}).draw().size for _ in range(50)} == {4}
+
+    encoder = build(streaming=conf, dropout_rate=0.0, positional_dropout_rate=0.0, use_cnn_module=False)
+    features = torch.randn(1, 100, FEATURES)
+    (validated,) = at_once(encoder, features, [100])
+    encoder.train()
+    trained = [at_once(encoder, features, [100])[0] for _ in range(20)]
+    assert any(torch.allclose(one, validated, atol=1e-6) for one in trained)
+    assert any(not torch.allclose(one, validated, atol=1e-4) for one in trained)
+
+
+@pytest.mark.parametrize(("name", "kind", "position"), CHOICES)
+def test_every_parameter_of_a_streaming_encoder_is_trained(name, kind, position):
+    encoder = build(name, kind, position).train()
+    out, _, _ = encoder(torch.randn(2, 90, FEATURES), torch.tensor([90, 61]))
+    (out * torch.randn_like(out)).sum().backward()
+    for name_, parameter in encoder.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name_
+        if "linear_k.bias" not in name_ and "depthwise_conv.bias" not in name_:  # which softmax and norm take away
+            assert parameter.grad.abs().max() > 0, name_
+
+
+def test_weights_that_change_between_chunks_are_seen():
+    """The projections of the positions are kept from chunk to chunk, but not from weight to weight."""
+    encoder, features = build(), torch.randn(1, 200, FEATURES)
+    assert_same(piecewise(encoder, features, [200], lambda _: 40), at_once(encoder, features, [200]))
+    with torch.no_grad():
+        for layer in encoder.encoders:
+            layer.self_attn.linear_pos.weight.mul_(-2)
+    assert_same(piecewise(encoder, features, [200], lambda _: 40), at_once(encoder, features, [200]))
+    other = build(kind="mla")
+    other.load_state_dict({name: value + 0.1 for name, value in encoder.state_dict().items()})
+    encoder.load_state_dict(other.state_dict())
+    assert_same(piecewise(encoder, features, [200], lambda _: 40), at_once(other, features, [200]))
+    assert_same(piecewise(copy.deepcopy(encoder), features, [200], lambda _: 40), at_once(other, features, [200]))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_streaming_adds_no_parameter_and_renames_none(name):
+    position = "rope" if name == "transformer" else "rel_pos"
+    plain, chunked = build(name, position=position, streaming=None), build(name, position=position)
+    assert {key: value.shape for key, value in plain.state_dict().items()} == {
+        key: value.shape for key, value in chunked.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("input_layer", ["conv2d1", "conv2d2", "conv2d6", "conv2d8", "linear"])
+def test_every_input_layer_streams(input_layer):
+    encoder = build(input_layer=input_layer, input_size=FEATURES)
+    features = torch.randn(1, 130, FEATURES)
+    assert_same(piecewise(encoder, features, [130], lambda _: 7), at_once(encoder, features, [130]))
+
+
+def test_a_stream_that_has_ended_takes_no_more():
+    encoder = build()
+    state = encoder.stream(rows=2)
+    encoder.forward_chunk(torch.randn(2, 30, FEATURES), state, last=[True, False])
+    encoder.forward_chunk(torch.randn(2, 30, FEATURES), state, lengths=[0, 30])
+    with pytest.raises(ValueError, match="row 0 of the streams has ended"):
+        encoder.forward_chunk(torch.randn(2, 30, FEATURES), state)
+    with pytest.raises(ValueError, match=rf"the state needs \(2, time, {FEATURES}\)"):
+        encoder.forward_chunk(torch.randn(1, 30, FEATURES), state)
+
+
+def test_a_stream_without_a_frame_gives_none():
+    encoder = build()
+    frames, counts = encoder.forward_chunk(torch.randn(1, 6, FEATURES), encoder.stream(), last=True)
+    assert frames.shape == (1, 0, D) and counts.tolist() == [0]
+
+
+WRONG = [
+    ({"streaming": 16}, "streaming: 16 must be a mapping; its keys are chunk_size, left_chunks"),
+    ({"streaming": {"chunk_size": 16}}, "streaming: left_chunks is missing"),
+    ({"streaming": {"chunk_size": 0, "left_chunks": 1}}, "streaming: chunk_size: 0 must be a number of encoder frames"),
+    ({"streaming": {"chunk_size": 4, "left_chunks": -2}}, "streaming: left_chunks: -2 must be a number of chunks"),
+    ({"streaming": {"chunk_size": 4, "left_chunks": 1, "hop": 2}}, "streaming: hop: 2 is not an option of it"),
+    ({"streaming": {"chunk_size": 4, "left_chunks": 1, "dynamic_chunk_sizes": []}}, r"\[\] must be a list of sizes"),
+    (
+        {"streaming": {"chunk_size": 4, "left_chunks": 1, "dynamic_chunk_sizes": {"min": 3}}},
+        "must have min and max",
+    ),
+    (
+        {"streaming": {"chunk_size": 4, "left_chunks": 1, "dynamic_chunk_sizes": {"min": 3, "max": 2}}},
+        r"min \(3\) must be at least 1 and at most max \(2\)",
+    ),
+    ({"pos_enc_layer_type": "abs_pos"}, "pos_enc_layer_type: abs_pos can't be had with streaming .* rel_pos or rope"),
+    ({"positionwise_layer_type": "conv1d"}, "positionwise_layer_type: conv1d can't be had"),
+    ({"selfattention_layer_type": "rel_selfattn", "attention_conf": {}}, "streaming: .* but it is rel_selfattn"),
+    (
+        {"selfattention_layer_type": "linear", "attention_conf": {}, "pos_enc_layer_type": "rope"},
+        "left_chunks: 2, but linear attention sums over all",
+    ),
+]
+
+
+@pytest.mark.parametrize(("conf", "message"), WRONG)
+def test_a_wrong_value_is_refused_with_its_key_and_what_is_valid(conf, message):
+    with pytest.raises(ValueError, match=message):
+        build(**conf)
+
+
+def test_a_branchformer_that_pools_over_the_utterance_is_refused():
+    with pytest.raises(ValueError, match="merge_method: learned_ave can't be had with streaming"):
+        build("branchformer", merge_method="learned_ave")
+
+
+def test_a_model_of_whole_utterances_says_which_key_it_lacks():
+    with pytest.raises(ValueError, match="encoder_conf: streaming is missing"):
+        build(streaming=None).stream()

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from espnet2.bin.asr_inference import Speech2Text
 
+    from espnet_mla.streaming.pool import StreamPool
+    from espnet_mla.streaming.recogniser import StreamingSpeech2Text
+
 __version__ = "0.1.0"
 
 
@@ -38,3 +41,16 @@ def from_pretrained(source: str | os.PathLike[str], **options: object) -> "Speec
     from espnet_mla.pretrained import from_pretrained as load
 
     return load(source, **options)
+
+
+def __getattr__(name: str) -> object:
+    """`StreamingSpeech2Text` and `StreamPool`, which bring in ESPnet, only when they are asked for."""
+    if name == "StreamingSpeech2Text":
+        from espnet_mla.streaming.recogniser import StreamingSpeech2Text
+
+        return StreamingSpeech2Text
+    if name == "StreamPool":
+        from espnet_mla.streaming.pool import StreamPool
+
+        return StreamPool
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,6 +18,12 @@ def _transcribe(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _stream(arguments: list[str]) -> int:
+    from espnet_mla.streaming.command import main
+
+    return main(arguments)
+
+
 def _convert(arguments: list[str]) -> int:
     from espnet_mla.convert.command import main
 
@@ -42,6 +48,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "compare": ("what was measured of many models, side by side", _compare),
     "convert": ("a trained MHA model made an MLA or GQA one, without training", _convert),
     "transcribe": ("the text of audio files", _transcribe),
+    "stream": ("the text of speech while it is heard", _stream),
 }
 """Name -> what it does, and the function that takes its arguments and returns the exit status."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import espnet_mla
 from espnet_mla import whole_files
 from espnet_mla.recipe.orphans import die_with_parent
+from espnet_mla.streaming import inference
 
 USAGE = "usage: python -m espnet_mla.run -m module [arguments]\n       python -m espnet_mla.run script.py [arguments]"
 
@@ -36,6 +37,8 @@ def main(arguments: list[str]) -> None:
             sys.argv = [module, *rest]
             if TRAININGS.fullmatch(module):
                 whole_files.install()
+            if inference.PROGRAMS.fullmatch(module):
+                sys.argv[1:] = inference.take_options(rest)
             runpy.run_module(module, run_name="__main__", alter_sys=False)
         case [script, *rest] if not script.startswith("-"):
             sys.argv = [script, *rest]

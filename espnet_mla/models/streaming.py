@@ -261,18 +261,22 @@ class StreamingEncoder:
             state.features[row] = torch.cat((state.features[row], features[row, :length]))
             state.ended[row] |= ends
 
+    def features_of(self, frames: int) -> int:
+        """How many feature frames so many frames of the output see."""
+        rate, span = self.subsampling
+        return (frames - 1) * rate + span
+
     def _ready(self, state: Stream, row: int) -> bool:
         """Whether the row has a chunk, or, at its end, a frame."""
-        rate, span = self.subsampling
         waiting, size = len(state.features[row]), state.chunks.size
-        whole = size != ALL and waiting >= (size - 1) * rate + span
-        return whole or state.ended[row] and waiting >= span
+        whole = size != ALL and waiting >= self.features_of(size)
+        return whole or state.ended[row] and waiting >= self.features_of(1)
 
     def _advance(self, state: Stream) -> tuple[Tensor, list[int]]:
         """Encode one chunk of each row, which all have one."""
         rate, span = self.subsampling
         size = max(map(len, state.features)) if state.chunks.size == ALL else state.chunks.size
-        chunks = [features[: (size - 1) * rate + span] for features in state.features]
+        chunks = [features[: self.features_of(size)] for features in state.features]
         lengths = [(len(chunk) - span) // rate + 1 for chunk in chunks]
         view = Running(state, lengths, self._position(state, max(lengths)), chunks[0].device)
         with seen_as(view):

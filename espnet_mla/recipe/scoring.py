@@ -14,6 +14,7 @@ from pathlib import Path
 
 from espnet_mla.recipe import sclite
 from espnet_mla.recipe.files import RecipeError, read_table, write_text
+from espnet_mla.streaming.inference import HEARD
 
 KINDS = {"wer": "word", "cer": "char", "ter": "bpe"}
 """Each rate with ESPnet's name of the tokens it counts."""
@@ -82,7 +83,7 @@ def score(
 
 
 def write_results(asr_exp: str | Path, note: str = "") -> Path:
-    """Write `asr_exp`/RESULTS.md: the environment, and the rates of every decoded set below `asr_exp`.
+    """Write `asr_exp`/RESULTS.md: the environment, the rates of every decoded set below `asr_exp`, and at what latency.
 
     Args:
         note: a line above every table, e.g. that the figures come from the mini corpus.
@@ -100,6 +101,7 @@ def results_markdown(asr_exp: str | Path, note: str = "") -> str:
     """
     asr_exp = Path(asr_exp)
     tables: dict[Path, dict[str, list[str]]] = {}
+    heard: dict[Path, dict[str, str]] = {}
     for result in sorted(asr_exp.rglob("score_*/result.txt")):
         kind, decoded = result.parent.name.removeprefix("score_"), result.parent.parent
         if kind not in KINDS:
@@ -107,7 +109,10 @@ def results_markdown(asr_exp: str | Path, note: str = "") -> str:
         total = _SUM.search(result.read_text(encoding="utf-8"))
         if total is None:
             raise RecipeError(f"{result} has no Sum/Avg row: remove {result.parent} and score again (stage 13)")
-        row = ["/".join(decoded.parts[-2:]), *total[1].replace("|", " ").split()]
+        name = "/".join(decoded.parts[-2:])
+        if how := _heard(decoded):
+            heard.setdefault(decoded.parent.parent, {})[name] = how
+        row = [name, *total[1].replace("|", " ").split()]
         tables.setdefault(decoded.parent.parent, {}).setdefault(kind, []).append(f"|{'|'.join(row)}|\n")
     if not tables:
         raise RecipeError(f"{asr_exp} holds no score_*/result.txt: decode (stage 12) and score (stage 13) first")
@@ -118,7 +123,18 @@ def results_markdown(asr_exp: str | Path, note: str = "") -> str:
             if kind in kinds:
                 said = f"{note}\n\n" if note else ""
                 parts.append(f"### {kind.upper()}\n\n{said}{HEAD}{''.join(kinds[kind])}\n")
+        if rows := heard.get(experiment):
+            lines = "".join(f"|{name}|{how}|\n" for name, how in rows.items())
+            parts.append(f"### Latency\n\n|dataset|heard|\n|---|---|\n{lines}\n")
     return "".join(parts)
+
+
+def _heard(decoded: Path) -> str | None:
+    """In which chunks a streaming model has heard a set, and at what latency, as the log of decoding says."""
+    for path in sorted((decoded / "logdir").glob("asr_inference.*.log")):
+        if found := HEARD.search(path.read_text(encoding="utf-8", errors="replace")):
+            return found[1]
+    return None
 
 
 def _refuse(utterances: set[str], problem: str) -> None:

@@ -1,0 +1,1 @@
+"""Speech in piece by piece, text out."""

@@ -1,0 +1,41 @@
+"""How long after it was spoken a chunk can be encoded at the earliest."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from espnet_mla.attention import ALL, Chunks
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The algorithmic latency: that of a machine that computes in no time.
+
+    Args:
+        chunk: milliseconds of audio that a chunk is.
+        look_ahead: milliseconds after it that its last frame sees, through the subsampling and the window of the features.
+    """
+
+    chunk: float
+    look_ahead: float
+
+    @property
+    def milliseconds(self) -> float:
+        """From the beginning of a chunk to the last sample that it needs: what the chunk's first sound has to wait."""
+        return self.chunk + self.look_ahead
+
+
+def latency(model: nn.Module, fs: int, chunks: Chunks) -> Latency | None:
+    """Of a model in these chunks; None where it hears whole utterances.
+
+    Args:
+        model: ESPnetASRModel, with a `StreamingEncoder` and ESPnet's default frontend.
+        fs: Hz of its audio.
+    """
+    if chunks.size == ALL:
+        return None
+    stft, (rate, _) = model.frontend.stft, model.encoder.subsampling
+    after = stft.n_fft - (stft.n_fft // 2 if stft.center else 0)
+    samples = (model.encoder.features_of(chunks.size) - 1) * stft.hop_length + after
+    chunk = chunks.size * rate * stft.hop_length
+    return Latency(1000 * chunk / fs, 1000 * (samples - chunk) / fs)

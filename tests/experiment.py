@@ -77,6 +77,7 @@ def add_variant(tag: str, **encoder_conf: object) -> None:
     config = yaml.safe_load(Path("exp/asr_tiny/config.yaml").read_text())
     config["encoder_conf"] |= encoder_conf
     folder = Path("exp") / f"asr_{tag}"
+    config["output_dir"] = str(folder)
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "RESULTS.md").write_text("# RESULTS\n")

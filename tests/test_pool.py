@@ -1,0 +1,312 @@
+"""Streams of speech: the same text and the same frames however the samples come, alone or side by side."""
+
+import contextlib
+import copy
+import random
+
+import numpy as np
+import pytest
+import soxr
+import torch
+from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
+from experiment import add_variant, samples
+
+import espnet_mla
+from espnet_mla import StreamingSpeech2Text, StreamPool
+from espnet_mla.streaming.search import PrefixBeam
+
+CHUNK = 4
+SPEECH = 16000
+
+
+@pytest.fixture(scope="module")
+def speech2text(recipe, tmp_path_factory):
+    """ESPnet's Speech2Text of a tiny streaming model with random weights."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("streaming") / "recipe"
+    shutil.copytree(recipe, folder, symlinks=True)
+    with contextlib.chdir(folder):
+        add_variant("streaming", streaming={"chunk_size": CHUNK, "left_chunks": 2})
+    return espnet_mla.from_pretrained(folder / "exp/asr_streaming", beam_size=2, maxlenratio=0.2)
+
+
+@pytest.fixture(scope="module")
+def speech(recipe):
+    return samples(recipe)
+
+
+def noise(seconds, seed=0):
+    return (0.2 * np.random.default_rng(seed).standard_normal(round(seconds * SPEECH))).astype(np.float32)
+
+
+def in_pieces(recogniser, speech, sizes):
+    results, at = [], 0
+    while at < len(speech):
+        size = next(sizes)
+        results.append(recogniser.accept(speech[at : at + size]))
+        at += size
+    return [result for result in results if result], recogniser.finish()
+
+
+def sizes(*choices, seed=0):
+    rng = random.Random(seed)
+    return iter(lambda: rng.choice(choices), None)
+
+
+def encoded(speech2text, speech):
+    """The encoder's output for the whole utterance, in the configuration's chunks."""
+    model = speech2text.asr_model
+    with torch.no_grad():
+        return model.encode(torch.from_numpy(speech).unsqueeze(0), torch.tensor([len(speech)]))[0][0]
+
+
+def same(result, other):
+    return (result.tokens, result.times, result.final) == (other.tokens, other.times, other.final) and (
+        result.score == pytest.approx(other.score, rel=1e-4)
+    )
+
+
+@pytest.mark.parametrize("choices", [(1, 50, 4000), (1600,), (123456789,)])
+def test_however_the_samples_come_the_result_is_that_of_the_encoder_run_once(speech2text, speech, choices):
+    recogniser = StreamingSpeech2Text(speech2text, beam_size=4, rescoring=False)
+    _, final = in_pieces(recogniser, speech, sizes(*choices))
+    frames = encoded(speech2text, speech)
+    beam = PrefixBeam(4)
+    with torch.no_grad():
+        beam.extend(speech2text.asr_model.ctc.log_softmax(frames.unsqueeze(0))[0])
+    prefix, score = beam.best[0]
+    assert final.final and final.tokens, "a test that compares empty texts would say little"
+    assert final.tokens == speech2text.converter.ids2tokens([one.token for one in prefix])
+    assert final.times == [pytest.approx(0.04 * one.frame) for one in prefix]
+    assert final.score == pytest.approx(score, rel=1e-4)
+
+
+def test_text_grows_chunk_by_chunk_and_the_last_is_final(speech2text, speech):
+    recogniser = StreamingSpeech2Text(speech2text)
+    partial, final = in_pieces(recogniser, speech, sizes(1600))
+    chunks = encoded(speech2text, speech).shape[0] // CHUNK
+    assert len(partial) == chunks and not any(result.final for result in partial)
+    assert [len(result.tokens) for result in partial] != [0] * chunks
+    assert final.final and final.text == " ".join(final.text.split())
+
+
+def test_nothing_new_is_told_before_a_chunk_is_whole(speech2text, speech):
+    recogniser = StreamingSpeech2Text(speech2text)
+    needed = (CHUNK * 4 + 3 - 1) * 160 + 256  # features that the chunk's last frame sees, and half a window
+    assert recogniser.accept(speech[: needed - 1]) is None
+    assert recogniser.accept(speech[needed - 1 : needed]) is not None
+
+
+def test_the_final_text_is_what_ctc_and_decoder_together_score_best(speech2text, speech):
+    weight = 0.4
+    recogniser = StreamingSpeech2Text(speech2text, beam_size=6, ctc_weight=weight)
+    recogniser.accept(speech)
+    beam = recogniser.stream._beam
+    final = recogniser.finish()
+    model, frames = speech2text.asr_model, encoded(speech2text, speech)
+    expected = {}
+    for prefix, ctc in beam.best:
+        tokens = torch.tensor([one.token for one in prefix])
+        given = torch.cat((torch.tensor([model.sos]), tokens)).unsqueeze(0)
+        with torch.no_grad():
+            out, _ = model.decoder(
+                frames.unsqueeze(0), torch.tensor([len(frames)]), given, torch.tensor([given.shape[1]])
+            )
+        wanted = torch.cat((tokens, torch.tensor([model.eos])))
+        decoder = out.log_softmax(-1)[0, torch.arange(len(wanted)), wanted].sum()
+        expected[tuple(tokens.tolist())] = weight * ctc + (1 - weight) * float(decoder)
+    best = max(expected, key=expected.get)
+    assert len(expected) == 6
+    assert final.tokens == speech2text.converter.ids2tokens(list(best))
+    assert final.score == pytest.approx(expected[best], rel=1e-4)
+
+
+def test_streams_that_join_and_leave_at_any_time_hear_what_they_would_hear_alone(speech2text, speech):
+    utterances = [speech, noise(0.9, 1), noise(2.1, 2), noise(0.02, 3), noise(1.3, 4), noise(0.5, 5)]
+    alone = []
+    for one in utterances:
+        recogniser = StreamingSpeech2Text(speech2text, beam_size=3)
+        recogniser.accept(one)
+        alone.append(recogniser.finish())
+    rng = random.Random(0)
+    pool = StreamPool(speech2text, beam_size=3)
+    streams, at, batches = {}, {}, []
+    waiting = list(range(len(utterances)))
+    while waiting or pool.streams:
+        if waiting and rng.random() < 0.3:
+            number = waiting.pop(0)
+            streams[number], at[number] = pool.open(), 0
+        for number, stream in streams.items():
+            if stream in pool.streams and rng.random() < 0.7:
+                size = rng.choice([100, 1600, 5000])
+                stream.accept(utterances[number][at[number] : at[number] + size])
+                at[number] += size
+                if at[number] >= len(utterances[number]):
+                    stream.finish()
+                    while stream in pool.streams and rng.random() < 0.5:
+                        batches.append(len(pool.advance()))
+                    if stream in pool.streams:
+                        while pool.advance():
+                            pass
+        batches.append(len(pool.advance()))
+    assert max(batches) > 1, "no two streams were in one batch"
+    for number, expected in enumerate(alone):
+        assert same(streams[number].result, expected), number
+
+
+def test_a_client_that_goes_away_in_mid_chunk_leaves_nothing_behind(speech2text, speech):
+    pool = StreamPool(speech2text)
+    gone, stays = pool.open(), pool.open()
+    for piece in np.array_split(speech, 5)[:3]:
+        gone.accept(piece)
+        stays.accept(piece)
+        pool.advance()
+    gone.accept(speech[:100])
+    held = pool.nbytes
+    gone.close()
+    assert pool.streams == [stays] and pool.nbytes < 0.7 * held
+    assert gone.result.text is not None and not gone.result.final
+    with pytest.raises(ValueError, match="this stream has ended"):
+        gone.accept(speech)
+    for piece in np.array_split(speech, 5)[3:]:
+        stays.accept(piece)
+    stays.finish()
+    while pool.advance():
+        pass
+    alone = StreamingSpeech2Text(speech2text)
+    alone.accept(speech)
+    assert same(stays.result, alone.finish())
+
+
+def test_an_empty_stream_has_an_empty_text(speech2text, speech):
+    recogniser = StreamingSpeech2Text(speech2text)
+    for empty in ([], [np.zeros(0, np.float32)], [speech[:100]], [speech[:700]]):
+        for samples_ in empty:
+            assert recogniser.accept(samples_) is None
+        result = recogniser.finish()
+        assert (result.text, result.tokens, result.times, result.final) == ("", [], [], True)
+    recogniser.accept(speech)
+    assert recogniser.finish().tokens, "a stream after an empty one is a stream as any other"
+
+
+def test_what_is_accepted_after_the_end_is_another_stream(speech2text, speech):
+    recogniser = StreamingSpeech2Text(speech2text)
+    recogniser.accept(speech)
+    first = recogniser.finish()
+    recogniser.accept(speech)
+    assert same(recogniser.finish(), first) and len(recogniser.pool.streams) == 1
+
+
+def test_minutes_of_silence_keep_no_more_than_a_moment_of_it(speech2text):
+    recogniser = StreamingSpeech2Text(speech2text, rescoring=False)
+    held = []
+    for _ in range(130):
+        recogniser.accept(np.zeros(SPEECH, np.float32))
+        held.append(recogniser.stream.state.attention_nbytes + recogniser.stream.state.convolution_nbytes)
+    assert len(set(held[3:])) == 1
+    assert recogniser.stream.nbytes < held[-1] + 50_000
+    assert recogniser.finish().final
+
+
+def test_with_rescoring_the_encoders_output_is_kept_to_the_end_and_counted(speech2text, speech):
+    kept = StreamingSpeech2Text(speech2text)
+    not_kept = StreamingSpeech2Text(speech2text, rescoring=False)
+    for recogniser in (kept, not_kept):
+        recogniser.accept(speech)
+    frames = encoded(speech2text, speech).shape[0] // CHUNK * CHUNK
+    assert kept.stream.nbytes - not_kept.stream.nbytes == frames * 32 * 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (np.full(10, np.nan, np.float32), "sample 0 of 10 is nan, not a number"),
+        (np.array([0.0, np.inf]), "sample 1 of 2 is inf"),
+        (np.zeros((100, 2), np.float32), r"samples of shape \(100, 2\): one channel"),
+        (np.zeros(10, np.int32), "samples of int32: floating-point numbers from -1 to 1 or int16"),
+    ],
+)
+def test_samples_that_are_none_are_refused_and_the_stream_goes_on_as_if_they_had_not_come(
+    speech2text, speech, wrong, message
+):
+    recogniser = StreamingSpeech2Text(speech2text)
+    recogniser.accept(speech)
+    expected = recogniser.finish()
+    recogniser.accept(speech[:9000])
+    with pytest.raises(ValueError, match=message):
+        recogniser.accept(wrong)
+    recogniser.accept(speech[9000:])
+    assert same(recogniser.finish(), expected)
+
+
+def test_16_bit_integers_are_the_same_as_the_numbers_they_stand_for(speech2text, speech):
+    integers = (speech * 32768).astype(np.int16)
+    recogniser = StreamingSpeech2Text(speech2text)
+    recogniser.accept(integers)
+    first = recogniser.finish()
+    recogniser.accept(torch.from_numpy(integers.astype(np.float32) / 32768))
+    assert same(recogniser.finish(), first)
+
+
+def test_audio_of_another_rate_is_resampled_as_it_comes(speech2text, speech):
+    slower = soxr.resample(speech, 16000, 8000)
+    back = soxr.resample(slower, 8000, 16000)
+    recogniser = StreamingSpeech2Text(speech2text, rescoring=False)
+    recogniser.accept(back)
+    expected = recogniser.finish()
+    resampled = StreamingSpeech2Text(speech2text, rescoring=False, fs=8000)
+    partial, final = in_pieces(resampled, slower, sizes(1, 100, 1600))
+    assert partial and final.tokens == expected.tokens
+    assert final.score == pytest.approx(expected.score, rel=1e-2)
+
+
+def test_another_latency_than_the_configurations_can_be_asked_for(speech2text, speech):
+    encoder = speech2text.asr_model.encoder
+    recogniser = StreamingSpeech2Text(speech2text, chunk_size=8, left_chunks=1, rescoring=False)
+    _, final = in_pieces(recogniser, speech, sizes(1600))
+    whole = StreamingSpeech2Text(speech2text, chunk_size=-1, rescoring=False)
+    nothing, at_once = in_pieces(whole, speech, sizes(1600))
+    assert nothing == []
+    for result, chunks in ((final, (8, 1)), (at_once, (-1, None))):
+        encoder.set_chunks(*chunks)
+        beam = PrefixBeam(10)
+        with torch.no_grad():
+            beam.extend(speech2text.asr_model.ctc.log_softmax(encoded(speech2text, speech).unsqueeze(0))[0])
+        assert result.score == pytest.approx(beam.best[0][1], rel=1e-4)
+    encoder.set_chunks()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beam_size": 0}, "beam_size: 0: at least 1"),
+        ({"ctc_weight": 1.5}, "ctc_weight: 1.5: it must be from 0 to 1"),
+        ({"chunk_size": 0}, "chunk_size: 0 must be a number of encoder frames"),
+        ({"left_chunks": -2}, "left_chunks: -2 must be a number of chunks"),
+        ({"device": "cuda"}, "device: of a model that is loaded already"),
+    ],
+)
+def test_a_wrong_option_is_named(speech2text, options, message):
+    with pytest.raises(ValueError, match=message):
+        StreamPool(speech2text, **options)
+
+
+def test_a_model_of_whole_utterances_says_which_key_it_lacks(recipe):
+    with pytest.raises(ValueError, match="encoder_conf: streaming is missing"):
+        StreamPool(recipe / "exp/asr_tiny")
+
+
+@pytest.mark.parametrize(
+    ("part", "module", "message"),
+    [
+        ("ctc", None, "model_conf: ctc_weight: 0: this model has no CTC"),
+        ("preencoder", torch.nn.Linear(1, 1), "preencoder: Linear can't be run piece by piece; it must be null"),
+        ("encoder", ConformerEncoder(80, output_size=8, num_blocks=1), "encoder: ConformerEncoder can't be run piece"),
+    ],
+)
+def test_what_cannot_be_run_piece_by_piece_is_named(speech2text, part, module, message):
+    other = copy.deepcopy(speech2text)
+    setattr(other.asr_model, part, module)
+    with pytest.raises(ValueError, match=message):
+        StreamPool(other)

@@ -25,8 +25,13 @@ SETS = {"test_clean": 2620, "test_other": 2939, "dev_clean": 2703, "dev_other": 
 EXPERIMENTS = 24
 
 
-def build(folder: Path, name: str) -> None:
-    """An experiment with random weights, and ten utterances of noise, 2 to 20 s long."""
+def build(folder: Path, name: str, *options: str) -> None:
+    """An experiment with random weights, and ten utterances of noise, 2 to 20 s long.
+
+    Args:
+        name: of a configuration of conf/.
+        options: of asr_train.
+    """
     import espnet_mla
 
     espnet_mla.register()
@@ -39,6 +44,7 @@ def build(folder: Path, name: str) -> None:
         sys.executable, "-m", "espnet_mla.run", "-m", "espnet2.bin.asr_train", "--config", CONF / f"{name}.yaml",
         "--dry_run", "true", "--output_dir", folder, "--token_list", folder / "tokens.txt", "--token_type", "word",
         "--normalize", "utterance_mvn", "--frontend_conf", "fs=16k", "--ngpu", "0", "--use_amp", "false",
+        *options,
     ]  # fmt: skip
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
     torch.manual_seed(0)

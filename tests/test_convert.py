@@ -18,7 +18,7 @@ from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask
 
 import espnet_mla
-from espnet_mla.convert import factors, heads, layers
+from espnet_mla.convert import factors, heads, layers, statistics
 from espnet_mla.convert.command import main
 from espnet_mla.convert.experiment import finetuning
 from espnet_mla.convert.wanted import METHODS, MODULES
@@ -35,6 +35,15 @@ ENCODERS = {  # tag -> encoder and its configuration
         {"selfattention_layer_type": "selfattn", "pos_enc_layer_type": "abs_pos", "linear_units": 16},
     ),
     "branchformer_mha": ("branchformer", {"attention_layer_type": "mha", "cgmlp_linear_units": 32}),
+    "conformer_streaming": (
+        "conformer",
+        {
+            "selfattention_layer_type": "mha",
+            "linear_units": 16,
+            "cnn_module_kernel": 7,
+            "streaming": {"chunk_size": 4, "left_chunks": 2},
+        },
+    ),
     "conformer_sdpa": ("conformer", {"rel_pos_type": "latest", "linear_units": 16, "use_sdpa": True}),
 }
 SPEECH = "data/train/wav.scp"
@@ -112,6 +121,39 @@ def test_full_rank_gives_the_same_output_with_half_the_cache(tag, tmp_path):
     for layer in record(tmp_path / "out")["layers"]:
         assert (layer["bytes_before"], layer["bytes_after"]) == (4 * 2 * D, 4 * D)
         assert layer["relative_error"] < 1e-5
+
+
+def test_a_streaming_model_streams_on_after_it_is_converted(tmp_path):
+    """With an eighth of the cache; and at full rank as it did before."""
+    assert convert("conformer_streaming", "--kv_lora_rank", "8", "--calibration", SPEECH, output_dir=tmp_path / "8") == 0
+    assert convert("conformer_streaming", "--kv_lora_rank", str(D), output_dir=tmp_path / "full") == 0
+    results, kept = {}, {}
+    for place in ("exp/asr_conformer_streaming", tmp_path / "8", tmp_path / "full"):
+        recogniser = espnet_mla.StreamingSpeech2Text(place, rescoring=False)
+        recogniser.accept(experiment.samples(Path()))
+        kept[place] = recogniser.stream.state.attention_nbytes
+        results[place] = recogniser.finish()
+    before, at_8, at_full = results.values()
+    assert before.tokens and at_full.tokens == before.tokens
+    assert at_full.score == pytest.approx(before.score, rel=1e-4) and at_8.score != pytest.approx(before.score, rel=1e-4)
+    whole, eighth, half = kept.values()
+    assert (8 * eighth, 2 * half) == (whole, whole)
+
+
+def test_calibration_of_a_streaming_model_looks_where_its_frames_look(tmp_path, monkeypatch):
+    masks = []
+    add_up = statistics.Gathering.add
+
+    def add(self, query, key, position, mask):
+        masks.append((query.shape[1], mask))
+        add_up(self, query, key, position, mask)
+
+    monkeypatch.setattr(statistics.Gathering, "add", add)
+    assert convert("conformer_streaming", "--kv_lora_rank", "8", "--calibration", SPEECH, output_dir=tmp_path / "8") == 0
+    assert len(masks) == 3 * LAYERS
+    for frames, mask in masks:
+        seen = [[(i // 4 - 2) * 4 <= j < (i // 4 + 1) * 4 for j in range(frames)] for i in range(frames)]
+        assert torch.equal(mask[0], torch.tensor(seen))
 
 
 def test_a_decoder_of_full_rank_decodes_the_same(tmp_path):

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import experiment
 import numpy as np
 import profiled
 import pytest
@@ -195,3 +196,37 @@ def test_half_precision_is_measured_in_half_the_bytes(folder):
     found = read(folder)
     assert found["measured_with"]["dtype"] == "bfloat16"
     assert found["kv_cache"]["encoder"]["bytes_per_frame"] == 2 * 8 * 2
+
+
+def test_a_streaming_models_latency_time_and_kept_bytes_are_measured_too(folder, capsys):
+    experiment.add_variant("streaming", streaming={"chunk_size": 4, "left_chunks": 2})
+    (folder / "wav.scp").write_text("utt speech.flac\n")
+    given = ("--asr_model_file", "exp/asr_streaming/valid.acc.ave.pth", "--seconds", "1", "--beam_size", "1")
+    assert profile.main([*given, "--wav_scp", "wav.scp", "--maxlenratio", "0.1"]) == 0
+    found = json.loads((folder / "exp/asr_streaming/figures.json").read_text())["streaming"]
+    assert (found["chunk_size"], found["left_chunks"]) == (4, 2)
+    assert (found["latency_ms"], found["chunk_ms"], found["look_ahead_ms"]) == (196, 160, 36)
+    assert found["attention_bytes"] == 4 * 2 * 2 * 4 * experiment.RANK  # layers, chunks, frames
+    assert found["convolution_bytes"] == 4 * 2 * 16 * 15  # layers, channels, half the kernel
+    assert found["bytes"] == found["attention_bytes"] + found["convolution_bytes"]
+    assert found["per_gigabyte"] == 10**9 // found["bytes"]
+    chunk = found["chunk"]
+    assert 0 < chunk["least"] <= chunk["seconds"] <= chunk["most"] and chunk["audio_seconds"] == 0.16
+    shown = capsys.readouterr().out
+    assert "stream: chunks of 4 frames, 2 before them: latency 196 ms (160 ms, and 36 ms ahead)" in shown
+    assert f"{found['per_gigabyte']} streams in a gigabyte" in shown
+
+
+def test_what_keeps_a_streaming_model_from_streaming_is_told_and_the_rest_is_measured(folder, capsys):
+    experiment.add_variant("streaming", streaming={"chunk_size": 4, "left_chunks": 2})
+    config = folder / "exp/asr_streaming/config.yaml"
+    config.write_text(
+        yaml.safe_dump(yaml.safe_load(config.read_text()) | {"normalize": "utterance_mvn", "normalize_conf": {}})
+    )
+    (folder / "exp/asr_streaming/valid.acc.ave.pth").unlink()
+    experiment.add_model(folder / "exp/asr_streaming")
+    (folder / "wav.scp").write_text("utt speech.flac\n")
+    given = ("--asr_model_file", "exp/asr_streaming/valid.acc.ave.pth", "--seconds", "1", "--beam_size", "1")
+    assert profile.main([*given, "--wav_scp", "wav.scp", "--maxlenratio", "0.1"]) == 0
+    assert json.loads((folder / "exp/asr_streaming/figures.json").read_text())["streaming"] is None
+    assert "No stream can be heard: normalize: UtteranceMVN needs the whole utterance" in capsys.readouterr().out

@@ -90,8 +90,7 @@ class Attention(nn.Module):
             position: as in `attend`, of t queries and t keys.
             mask: (b, 1, t), true for real frames, or None.
         """
-        seen = chunks.mask(x.shape[1], x.device).unsqueeze(0)
-        return self.attend(x, self.project_kv(x), position, seen if mask is None else seen & mask.bool())
+        return self.attend(x, self.project_kv(x), position, chunks.mask(x, mask))
 
     def forward(
         self,

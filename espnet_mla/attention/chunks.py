@@ -33,12 +33,21 @@ class Chunks:
         """Frames before its own chunk that a frame sees; None for all of them."""
         return None if ALL in (self.size, self.left) else self.left * self.size
 
-    def mask(self, time: int, device: torch.device) -> Tensor:
-        """(time, time), true where the frame of the row sees that of the column. Not for a size of `ALL`."""
-        chunk = torch.arange(time, device=device) // self.size
+    def mask(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Where the frames x (b, t, d) see each other. Not for a size of `ALL`.
+
+        Args:
+            mask: (b, 1, t), true for real frames, or None.
+
+        Returns:
+            (b or 1, t, t), true where the frame of the row sees that of the column.
+        """
+        chunk = torch.arange(x.shape[1], device=x.device) // self.size
         back = chunk.unsqueeze(1) - chunk
         seen = back >= 0
-        return seen if self.left == ALL else seen & (back <= self.left)
+        if self.left != ALL:
+            seen &= back <= self.left
+        return seen.unsqueeze(0) if mask is None else seen & mask.bool()
 
 
 class View(Protocol):

@@ -7,12 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from espnet_mla.attention import view
 from espnet_mla.convert import calibration, factors, heads, layers
 from espnet_mla.convert.calibration import Calibration, Heard
 from espnet_mla.convert.layers import Part
 from espnet_mla.convert.statistics import Gathering, Seen
 from espnet_mla.convert.wanted import OPTION, Wanted
 from espnet_mla.measure.caches import cache_of
+from espnet_mla.models.chunked import InChunks
 from espnet_mla.pretrained import with_files
 from espnet_mla.recipe.options import UsageError
 from espnet_mla.recipe.report import log
@@ -135,6 +137,8 @@ def _look(
     def gather(name: str):
         def hook(_attention: nn.Module, inputs: tuple) -> None:
             query, key, _value, *position, mask = inputs
+            if isinstance(seen := view(), InChunks):
+                mask = seen.chunks.mask(query, mask)
             gatherings[name].add(query, key, position[0] if position else None, mask)
 
         return hook

@@ -10,7 +10,7 @@ from espnet2.bin.asr_inference import Speech2Text
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from torch import Tensor
 
-from espnet_mla.measure import caches, figures, identity, memory, scores, speed, training
+from espnet_mla.measure import caches, figures, identity, memory, scores, speed, streaming, training
 from espnet_mla.measure.encoding import encoder_of
 from espnet_mla.recipe.files import RecipeError
 from espnet_mla.recipe.report import log
@@ -69,6 +69,10 @@ def measure(
         log(f"Decoding {len(speech)} utterances")
         with _explained(device, dtype):
             measured["decoding"] = _decoding(source, speech, device, dtype, decoding)
+    if getattr(model.encoder, "streaming", None):
+        log("Hearing a stream")
+        with _explained(device, dtype):
+            measured["streaming"] = _streaming(source, sounding, device, dtype)
     del model
     if memory.measurable(device):
         log("Memory, in a process for each length")
@@ -83,6 +87,14 @@ def _decoding(source: Source, speech: list[Tensor], device: str, dtype: str, opt
     timed = speed.timed(lambda: speed.decode(speech2text, speech), device, seconds)
     defaults = {name: inspect.signature(Speech2Text).parameters[name].default for name in DECODING}
     return {**timed, "utterances": len(speech), "options": dict(sorted((defaults | options).items()))}
+
+
+def _streaming(source: Source, speech: list[Tensor], device: str, dtype: str) -> dict | None:
+    try:
+        return streaming.figures(source.speech2text(device=device, dtype=dtype), speech, device)
+    except ValueError as error:
+        log(f"No stream can be heard: {error}")
+        return None
 
 
 @contextlib.contextmanager

@@ -42,6 +42,18 @@ def table(figures: Mapping) -> str:
         )
     else:
         lines.append("decoding: missing, --wav_scp names no speech")
+    if streaming := figures.get("streaming"):
+        left = "all" if streaming["left_chunks"] < 0 else streaming["left_chunks"]
+        lines.append(
+            f"stream: chunks of {streaming['chunk_size']} frames, {left} before them: latency {streaming['latency_ms']:g} ms "
+            f"({streaming['chunk_ms']:g} ms, and {streaming['look_ahead_ms']:g} ms ahead); a chunk in "
+            f"{_spread(streaming['chunk'])} s, real-time factor {streaming['chunk']['real_time_factor']:.4f}"
+        )
+        lines.append(
+            f"  keeps {streaming['bytes']} bytes after {streaming['after_seconds']:g} s (attentions "
+            f"{streaming['attention_bytes']}, convolutions {streaming['convolution_bytes']}): {streaming['per_gigabyte']} "
+            "streams in a gigabyte"
+        )
     if training := figures["training"]:
         on = f" on {training['running_on']}" if training["running_on"] else ""
         lines.append(f"training: {training['epochs']} epochs in {duration(training['seconds'])}{on}")

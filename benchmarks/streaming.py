@@ -1,0 +1,271 @@
+"""What a stream costs: its caches, the time of a chunk, how many run in real time; and what hearing in chunks costs in words.
+
+    python benchmarks/streaming.py speed                 # 12 blocks of 256, chunks of 16 frames (640 ms), 8 before them
+    python benchmarks/streaming.py wer EXP [EXP ...]     # trained streaming models, as mini/exp/asr_...; --data the set
+
+`speed` measures models with random weights, whose CTC is as undecided as can be, so that the search has as much to do as it
+ever has. What is compared runs by turns, and of each the median is shown.
+
+`wer` hears every utterance of a set through StreamingSpeech2Text, offline and at several latencies, and ESPnet's contextual
+block models through ESPnet's own Speech2TextStreaming, in pieces as long as their hop.
+"""
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from measuring import build
+from rapidfuzz.distance import Levenshtein
+
+import espnet_mla
+
+CHUNK = 16  # frames
+FS = 16000
+SECONDS = 0.64  # of a chunk
+HOUR = 60  # minutes that the long stream runs
+STREAMING = [
+    f"--encoder_conf streaming.{key}={value}".split() for key, value in (("chunk_size", CHUNK), ("left_chunks", 8))
+]
+
+
+def loaded(scratch: Path, conf: str, *options: str) -> object:
+    """A Speech2Text with random weights."""
+    folder = scratch / "_".join((conf, *options)).replace("/", "_")
+    build(folder, conf, "--normalize", "none", *options)
+    return espnet_mla.from_pretrained(folder, device="cpu")
+
+
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    return (0.1 * np.random.default_rng(seed).standard_normal(round(seconds * FS))).astype(np.float32)
+
+
+def by_turns(runs: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
+    """The median seconds of each."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(turns):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            taken[name].append(time.perf_counter() - began)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def hearing(speech2text: object, minutes: float, **options: object) -> tuple[object, Callable[[], object]]:
+    """A recogniser that has heard so many minutes, and what has it hear a chunk more."""
+    recogniser = espnet_mla.StreamingSpeech2Text(speech2text, rescoring=False, **options)
+    pieces = itertools.cycle(np.split(noise(10 * SECONDS), 10))
+    for _ in range(round(minutes * 60 / SECONDS)):
+        recogniser.accept(next(pieces))
+    return recogniser, lambda: recogniser.accept(next(pieces))
+
+
+def encoding(speech2text: object) -> Callable[[], object]:
+    """What has an encoder alone encode a chunk more of a stream whose caches are full."""
+    encoder = speech2text.asr_model.encoder
+    state, features = encoder.stream(), torch.randn(1, 4 * CHUNK, 80)
+
+    def run() -> None:
+        with torch.inference_mode():
+            encoder.forward_chunk(features, state)
+
+    for _ in range(20):
+        run()
+    return run
+
+
+def caches(models: dict[str, object]) -> None:
+    """The table of what a stream keeps."""
+    print("\n| attention | caches of the attentions | of the convolutions | of both | streams per GB |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, model in models.items():
+        recogniser, _ = hearing(model, 0.5)
+        state = recogniser.stream.state
+        attention, convolution = state.attention_nbytes, state.convolution_nbytes
+        both = attention + convolution
+        print(f"| {name} | {attention:,} B | {convolution:,} B | {both:,} B | {10**9 // both:,} |", flush=True)
+
+
+def held(model: object) -> None:
+    """How many streams run in real time."""
+    print("\n| streams | seconds for 0.64 s of each, median | the longest |\n| --- | --- | --- |")
+    for streams in (1, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48):
+        pool = espnet_mla.StreamPool(model, rescoring=False)
+        opened = [pool.open() for _ in range(streams)]
+        sound = [itertools.cycle(np.split(noise(10 * SECONDS, number), 10)) for number in range(streams)]
+        taken = []
+        for turn in range(30):
+            began = time.perf_counter()
+            for stream, pieces in zip(opened, sound, strict=True):
+                stream.accept(next(pieces))
+            while pool.advance():
+                pass
+            if turn >= 10:  # the caches are full
+                taken.append(time.perf_counter() - began)
+        print(f"| {streams} | {statistics.median(taken):.3f} | {max(taken):.3f} |", flush=True)
+        if min(taken) > SECONDS:
+            break
+
+
+def blocks(model: object) -> Callable[[], object]:
+    """What has ESPnet's contextual block encoder encode a hop more of a stream."""
+    encoder, features = model.asr_model.encoder, torch.randn(1, 4 * CHUNK, 80)
+    states = None
+
+    def run() -> None:
+        nonlocal states
+        with torch.inference_mode():
+            _, _, states = encoder(features, torch.tensor([4 * CHUNK]), states, is_final=False, infer_mode=True)
+
+    for _ in range(20):
+        run()
+    return run
+
+
+def speed() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        more = list(itertools.chain(*STREAMING))
+        models = {
+            "mha": loaded(place, "conformer_mha_streaming"),
+            "gqa": loaded(place, "conformer_gqa", *more),
+            "mla": loaded(place, "conformer_mla_streaming"),
+            "linear": loaded(place, "conformer_linear", *more[:-1], "streaming.left_chunks=-1"),
+        }
+        caches(models)
+        alone = by_turns({name: encoding(model) for name, model in models.items()}, 100)
+        whole = by_turns({name: hearing(model, 0.2)[1] for name, model in models.items()}, 100)
+        print("\n| attention | encoder, a chunk | features, encoder and CTC search, a chunk | real-time factor |")
+        print("| --- | --- | --- | --- |")
+        for name in models:
+            print(
+                f"| {name} | {1000 * alone[name]:.1f} ms | {1000 * whole[name]:.1f} ms | {whole[name] / SECONDS:.3f} |"
+            )
+        print(f"\nmla against mha: encoder {alone['mla'] / alone['mha']:.3f}, whole {whole['mla'] / whole['mha']:.3f}")
+
+        for name in ("mha", "mla"):
+            young, a_chunk = hearing(models[name], 1)
+            bytes_ = young.stream.state.nbytes
+            old, a_late_chunk = hearing(models[name], HOUR)
+            seconds = by_turns({"1": a_chunk, "60": a_late_chunk}, 100)
+            print(
+                f"\n{name}, after {HOUR} minutes against after 1: {seconds['60'] / seconds['1']:.3f} "
+                f"({1000 * seconds['60']:.1f} and {1000 * seconds['1']:.1f} ms), the state grew by "
+                f"{old.stream.state.nbytes - bytes_} B",
+                flush=True,
+            )
+        held(models["mla"])
+        theirs = loaded(place, "contextual_block_conformer")
+        ours = {"conformer_mha_streaming": encoding(models["mha"]), "conformer_mla_streaming": encoding(models["mla"])}
+        seconds = by_turns(ours | {"contextual_block_conformer": blocks(theirs)}, 100)
+        print("\n| encoder | seconds for a second of audio |\n| --- | --- |")
+        for name, taken in seconds.items():
+            print(f"| {name} | {taken / SECONDS:.4f} |")
+
+
+Utterances = Sequence[tuple[np.ndarray, list[str]]]
+
+
+def utterances(data: Path) -> Utterances:
+    """Samples and words of a set."""
+    from espnet_mla.recipe.files import read_table
+
+    texts = read_table(data / "text")
+    files = read_table(data / "wav.scp")
+    return [(soundfile.read(path, dtype="float32")[0], texts[name].split()) for name, path in files.items()]
+
+
+def words(hear: Callable[[np.ndarray], str], data: Utterances) -> str:
+    """The cells of a row: the errors, and the seconds for a second of audio."""
+    wrong, taken = 0, 0.0
+    for samples, text in data:
+        began = time.perf_counter()
+        heard = hear(samples)
+        taken += time.perf_counter() - began
+        wrong += Levenshtein.distance(heard.split(), text)
+    count = sum(len(text) for _, text in data)
+    audio = sum(len(samples) for samples, _ in data) / FS
+    return f"{100 * wrong / count:.1f} | {wrong} of {count} | {taken / audio:.4f}"
+
+
+def ours(model: object, chunk_size: int, rescoring: bool) -> Callable[[np.ndarray], str]:
+    recogniser = espnet_mla.StreamingSpeech2Text(model, chunk_size=chunk_size, rescoring=rescoring)
+    piece = round((SECONDS if chunk_size < 0 else 0.04 * chunk_size) * FS)
+
+    def hear(samples: np.ndarray) -> str:
+        for begin in range(0, len(samples), piece):
+            recogniser.accept(samples[begin : begin + piece])
+        return recogniser.finish().text
+
+    return hear
+
+
+def espnets(model: object, folder: Path) -> tuple[Callable[[np.ndarray], str], str]:
+    from espnet2.bin.asr_inference_streaming import Speech2TextStreaming
+
+    recogniser = Speech2TextStreaming(
+        asr_model=model.asr_model,
+        asr_train_args=model.asr_train_args,
+        token_type=model.asr_train_args.token_type,
+        bpemodel=model.asr_train_args.bpemodel,
+        beam_size=10,
+        ctc_weight=0.3,
+    )
+    encoder = model.asr_model.encoder
+    piece = round(0.04 * encoder.hop_size * FS)
+
+    def hear(samples: np.ndarray) -> str:
+        pieces = [samples[begin : begin + piece] for begin in range(0, len(samples), piece)]
+        results = []
+        for number, one in enumerate(pieces):
+            results = recogniser(one, is_final=number == len(pieces) - 1)
+        return results[0][0] if results else ""
+
+    latency = 40 * (encoder.hop_size + encoder.look_ahead) + 36
+    return hear, f"{latency} ms, at the beginning {40 * encoder.block_size + 36}"
+
+
+def wer(experiments: Sequence[Path], sets: Sequence[Path]) -> None:
+    from espnet_mla.models.streaming import StreamingEncoder
+
+    torch.set_num_threads(1)
+    data = {folder.name: utterances(folder) for folder in sets}
+    for name, one in data.items():
+        print(f"\n`{name}`\n\n| model | latency | final text | WER % | errors | seconds for a second of audio |")
+        print("| --- | --- | --- | --- | --- | --- |")
+        for folder in experiments:
+            model = espnet_mla.from_pretrained(folder, device="cpu")
+            label = folder.name.removeprefix("asr_").split("_raw_")[0]
+            if not isinstance(model.asr_model.encoder, StreamingEncoder):
+                hear, latency = espnets(model, folder)
+                print(f"| {label} | {latency} | CTC and decoder | {words(hear, one)} |", flush=True)
+                continue
+            for size in (-1, 32, 16, 8):
+                latency = "offline" if size < 0 else f"{40 * size + 36} ms"
+                for rescoring in (True, False):
+                    by = "rescored" if rescoring else "CTC alone"
+                    print(f"| {label} | {latency} | {by} | {words(ours(model, size, rescoring), one)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("speed")
+    of = commands.add_parser("wer")
+    of.add_argument("experiments", nargs="+", type=Path)
+    of.add_argument("--data", nargs="+", type=Path, required=True, help="folders with wav.scp and text")
+    options = parser.parse_args()
+    if options.command == "speed":
+        speed()
+    else:
+        wer(options.experiments, options.data)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What a stream costs: latency, the time of a chunk, and the bytes that are kept between chunks."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from espnet_mla.measure import speed
+from espnet_mla.measure.figures import GIGABYTE
+from espnet_mla.streaming.latency import latency
+from espnet_mla.streaming.recogniser import StreamingSpeech2Text
+
+if TYPE_CHECKING:
+    from espnet2.bin.asr_inference import Speech2Text
+
+UNBOUNDED = 30.0  # seconds that a stream runs before it is measured, where it sees all that was before
+
+
+def figures(speech2text: "Speech2Text", speech: Sequence[Tensor], device: str) -> dict | None:
+    """In JSON's types; None where the configuration's chunks are whole utterances.
+
+    A stream hears the utterances, one after the other and again, until its caches are full; then chunks are timed: features,
+    encoder, and CTC search, without the decoder. `bytes` are what the encoder keeps between chunks, read off its state.
+
+    Args:
+        speech2text: of a model with `encoder_conf: streaming`.
+        speech: utterances (time,).
+        device: PyTorch's name of where the model computes.
+
+    Raises:
+        ValueError: something else in the model needs whole utterances.
+    """
+    recogniser = StreamingSpeech2Text(speech2text, rescoring=False)
+    pool, chunks = recogniser.pool, recogniser.stream.state.chunks
+    algorithmic = latency(pool.model, pool.fs, chunks)
+    if algorithmic is None:
+        return None
+    seconds = algorithmic.chunk / 1000
+    size = round(seconds * pool.fs)
+    piece = speed.of_length(speech, size).cpu().float().numpy()
+    window = UNBOUNDED if chunks.window is None else chunks.window * pool.frame_seconds
+    for _ in range(round(window / seconds) + 2):
+        recogniser.accept(piece)
+    state = recogniser.stream.state
+    kept = {"attention_bytes": state.attention_nbytes, "convolution_bytes": state.convolution_nbytes}
+    heard = recogniser.stream.state.frames[0] * pool.frame_seconds
+    both = sum(kept.values())
+    return {
+        "chunk_size": chunks.size,
+        "left_chunks": chunks.left,
+        "latency_ms": algorithmic.milliseconds,
+        "chunk_ms": algorithmic.chunk,
+        "look_ahead_ms": algorithmic.look_ahead,
+        "chunk": speed.timed(lambda: recogniser.accept(piece), device, seconds),
+        "after_seconds": round(heard, 3),
+        **kept,
+        "bytes": both,
+        "per_gigabyte": GIGABYTE // both,
+    }

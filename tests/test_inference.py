@@ -1,0 +1,108 @@
+"""--chunk_size and --left_chunks of decoding: what the log says, what RESULTS.md names, and what is refused."""
+
+import contextlib
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from espnet2.tasks.abs_task import AbsTask
+from espnet2.tasks.asr import ASRTask
+from experiment import add_model, add_variant, layout
+
+from espnet_mla.attention import Chunks
+from espnet_mla.recipe import scoring
+from espnet_mla.recipe.decoding import decode
+from espnet_mla.streaming.inference import take_options
+
+
+@pytest.fixture
+def folder(recipe, tmp_path):
+    """The recipe with a streaming model in place of its own, and a set of one utterance to decode."""
+    folder = tmp_path / "recipe"
+    shutil.copytree(recipe, folder, symlinks=True)
+    with contextlib.chdir(folder):
+        add_variant("streaming", streaming={"chunk_size": 4, "left_chunks": 2})
+        data = folder / "dump/raw/test"
+        data.mkdir(parents=True)
+        (data / "wav.scp").write_text("utt speech.flac\n")
+        (data / "text").write_text("utt THE CAT SAT\n")
+        (data / "utt2spk").write_text("utt speaker\n")
+        (data / "feats_type").write_text("raw\n")
+        (data / "audio_format").write_text("flac\n")
+        yield folder
+
+
+def heard(*inference_args):
+    """The lines of RESULTS.md about latency after decoding so."""
+    given = " ".join(("--beam_size 1 --maxlenratio 0.1", *inference_args))
+    at = layout("--asr_tag", "streaming", "--inference_args", given, "--inference_nj", "1", "--gpu_inference", "false")
+    decode(at)
+    scoring.score("dump/raw/test", at.decode_dir("test"), ["wer"])
+    results = scoring.write_results(at.asr_exp).read_text()
+    return at, results.partition("### Latency\n\n|dataset|heard|\n|---|---|\n")[2].split("\n\n")[0].splitlines()
+
+
+def test_results_name_the_latency_of_every_decoding(folder):
+    at, rows = heard()
+    default = (
+        f"|{at.inference_tag}/test|in chunks of 4 frames, 2 before them: latency 196 ms (160 ms, and 36 ms ahead)|"
+    )
+    assert rows == [default]
+    asked, rows = heard("--chunk_size 8 --left_chunks -1")
+    other = (
+        f"|{asked.inference_tag}/test|in chunks of 8 frames, all before them: latency 356 ms (320 ms, and 36 ms ahead)|"
+    )
+    assert "chunk_size8_left_chunks-1" in asked.inference_tag
+    assert sorted(rows) == sorted([default, other])
+    whole, rows = heard("--chunk_size=-1")
+    assert f"|{whole.inference_tag}/test|as a whole|" in rows and len(rows) == 3
+    scores = {(layout_.decode_dir("test") / "score").read_text() for layout_ in (at, asked, whole)}
+    assert len(scores) == 3, "the chunks change nothing"
+
+
+@pytest.fixture
+def build(folder, monkeypatch):
+    """What a decoding program with these options makes of a model's files."""
+
+    def build(tag, *options):
+        # So that it is put back after the test.
+        monkeypatch.setattr(AbsTask, "build_model_from_file", AbsTask.__dict__["build_model_from_file"])
+        rest = take_options(["--ngpu", "0", *options, "--beam_size", "1"])
+        assert rest == ["--ngpu", "0", "--beam_size", "1"]
+        with contextlib.chdir(folder):
+            return ASRTask.build_model_from_file(f"exp/{tag}/config.yaml", f"exp/{tag}/valid.acc.ave.pth")[0]
+
+    return build
+
+
+def test_a_model_of_whole_utterances_is_decoded_as_ever_and_refuses_chunks(build):
+    assert build("asr_tiny").encoder.streaming is None
+    with pytest.raises(ValueError, match="encoder_conf: streaming is missing"):
+        build("asr_tiny", "--chunk_size", "8")
+
+
+def test_one_of_the_two_leaves_the_other_to_the_configuration(build):
+    assert build("asr_streaming").encoder.chunks == Chunks(4, 2)
+    assert build("asr_streaming", "--chunk_size=8").encoder.chunks == Chunks(8, 2)
+    assert build("asr_streaming", "--left_chunks", "-1").encoder.chunks == Chunks(4, -1)
+
+
+def test_a_wrong_size_is_refused(build, capsys):
+    with pytest.raises(ValueError, match="chunk_size: 0 must be a number"):
+        build("asr_streaming", "--chunk_size", "0")
+    with pytest.raises(SystemExit):
+        build("asr_streaming", "--chunk_size", "two")
+    assert "--chunk_size: invalid int value: 'two'" in capsys.readouterr().err
+
+
+def test_an_encoder_that_only_espnet_has_refuses_chunks(build, folder):
+    config = folder / "exp/asr_streaming/config.yaml"
+    conf = yaml.safe_load(config.read_text()) | {"encoder": "rnn", "encoder_conf": {}}
+    (folder / "exp/asr_own").mkdir()
+    (folder / "exp/asr_own/config.yaml").write_text(yaml.safe_dump(conf))
+    with contextlib.chdir(folder):
+        add_model(Path("exp/asr_own"))
+    assert build("asr_own")
+    with pytest.raises(ValueError, match="--chunk_size, --left_chunks: encoder: rnn does not hear in chunks"):
+        build("asr_own", "--left_chunks", "8")

@@ -1,0 +1,159 @@
+"""espnet-mla stream: a file or the standard input, as it comes."""
+
+import contextlib
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+from experiment import add_variant, samples
+
+from espnet_mla import StreamingSpeech2Text
+from espnet_mla.streaming import command
+
+
+@pytest.fixture(scope="module")
+def model(recipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stream") / "recipe"
+    shutil.copytree(recipe, folder, symlinks=True)
+    with contextlib.chdir(folder):
+        add_variant("streaming", streaming={"chunk_size": 4, "left_chunks": 2})
+    return folder / "exp/asr_streaming"
+
+
+@pytest.fixture(scope="module")
+def expected(model, recipe):
+    recogniser = StreamingSpeech2Text(model)
+    recogniser.accept(samples(recipe))
+    result = recogniser.finish()
+    assert result.text
+    return result
+
+
+def pcm(speech):
+    return (speech * 32768).round().astype("<i2").tobytes()
+
+
+def test_help_is_instant_and_loads_neither_torch_nor_espnet():
+    code = "import sys; from espnet_mla import cli\ntry: cli.main(['stream', '--help'])\nexcept SystemExit: pass\n"
+    code += "assert not {'torch', 'espnet2', 'numpy'} & set(sys.modules)"
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.monotonic() - began < 1.5
+    assert all(option in done.stdout for option in ("--realtime", "--chunk_size", "--left_chunks", "arecord"))
+
+
+def test_partial_text_is_shown_with_its_second_and_the_whole_at_the_end(model, recipe, expected, capfd):
+    speech = str(recipe / "speech.flac")
+    assert command.main([str(model), speech]) == 0
+    out, err = capfd.readouterr()
+    assert out == f"{speech}\t{expected.text}\n"
+    shown = [line.split(" s  ") for line in err.splitlines() if " s  " in line]
+    seconds = [float(second) for second, _ in shown]
+    assert len(shown) > 1 and seconds == sorted(seconds) and seconds[-1] <= 1.5
+    assert len({text for _, text in shown}) == len(shown)
+
+
+def test_times_gives_a_line_for_each_token(model, recipe, expected, capfd):
+    assert command.main([str(model), str(recipe / "speech.flac"), "--times"]) == 0
+    lines = [line.split("\t") for line in capfd.readouterr().out.splitlines()]
+    assert [token for _, token in lines] == expected.tokens
+    assert [float(second) for second, _ in lines] == pytest.approx(expected.times, abs=0.005)
+
+
+def test_the_standard_input_is_16_bit_pcm_however_it_is_cut(model, recipe, monkeypatch, capfd):
+    data = pcm(samples(recipe))
+
+    class Cut(io.RawIOBase):
+        def __init__(self):
+            self.at = 0
+
+        def read1(self, _):
+            piece = data[self.at : self.at + 3333]  # an odd number of bytes
+            self.at += 3333
+            return piece
+
+    class Stdin:
+        buffer = Cut()
+
+    recogniser = StreamingSpeech2Text(model)
+    recogniser.accept(np.frombuffer(data, "<i2"))
+    monkeypatch.setattr(sys, "stdin", Stdin())
+    assert command.main([str(model), "-"]) == 0
+    assert capfd.readouterr().out == f"{recogniser.finish().text}\n"
+
+
+def test_the_standard_input_may_have_another_rate(model, recipe, monkeypatch, capfd):
+    import soxr
+
+    slower = pcm(soxr.resample(samples(recipe), 16000, 8000))
+    monkeypatch.setattr(sys, "stdin", type("Stdin", (), {"buffer": io.BufferedReader(io.BytesIO(slower))}))
+    assert command.main([str(model), "-", "--fs", "8000"]) == 0
+    recogniser = StreamingSpeech2Text(model, fs=8000)
+    recogniser.accept(np.frombuffer(slower, "<i2"))
+    assert capfd.readouterr().out == f"{recogniser.finish().text}\n"
+
+
+def test_a_microphone_that_is_stopped_by_ctrl_c_gives_the_final_text(model, recipe):
+    """As a shell stops both ends of a pipe; the end of what was said is in the text."""
+    program = [sys.executable, "-m", "espnet_mla.cli", "stream", str(model), "-"]
+    process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    speech = samples(recipe)
+    process.stdin.write(pcm(speech))
+    process.stdin.flush()
+    line = b""
+    while b" s  " not in line:  # until it listens
+        line = process.stderr.readline()
+        assert line, "it ended before it heard anything"
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    recogniser = StreamingSpeech2Text(model)
+    recogniser.accept(np.frombuffer(pcm(speech), "<i2"))
+    assert out.decode() == f"{recogniser.finish().text}\n" and process.returncode == 0
+
+
+def test_realtime_is_no_faster_than_it_was_spoken(model, recipe):
+    began = time.monotonic()
+    assert command.main([str(model), str(recipe / "speech.flac"), "--realtime", "--no_rescoring"]) == 0
+    assert time.monotonic() - began > len(samples(recipe)) / 16000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent.flac"], "error: absent.flac: "),
+        (["nan.wav"], "error: nan.wav: samples that are not finite numbers"),
+        (["speech.flac", "--chunk_size", "0"], "error: chunk_size: 0 must be a number of encoder frames"),
+        (["speech.flac", "--ctc_weight", "7"], "error: ctc_weight: 7.0: it must be from 0 to 1"),
+    ],
+)
+def test_what_cannot_be_done_is_named(model, recipe, tmp_path, monkeypatch, capfd, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(recipe / "speech.flac", "speech.flac")
+    soundfile.write("nan.wav", samples(recipe) * np.nan, 16000, subtype="FLOAT")
+    assert command.main([str(model), *arguments]) == 1
+    assert message in capfd.readouterr().err
+
+
+def test_a_model_of_whole_utterances_says_which_key_it_lacks(recipe, capfd):
+    assert command.main([str(recipe / "exp/asr_tiny"), str(recipe / "speech.flac")]) == 1
+    assert "error: encoder_conf: streaming is missing" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [["a.flac", "--fs", "8000"], ["-", "--fs", "0"]])
+def test_a_wrong_rate_is_a_wrong_use(model, wrong, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main([str(model), *wrong])
+    assert ended.value.code == 2 and "--fs" in capsys.readouterr().err
+
+
+def test_the_names_are_there_without_loading_anything():
+    code = "import sys, espnet_mla\nassert 'torch' not in sys.modules\nespnet_mla.StreamPool, espnet_mla.StreamingSpeech2Text"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONWARNINGS": "ignore"})

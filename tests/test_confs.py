@@ -8,7 +8,7 @@ import yaml
 from espnet2.tasks.asr import ASRTask
 
 import espnet_mla
-from espnet_mla.attention import Attention
+from espnet_mla.attention import Attention, Chunks
 from espnet_mla.measure import figures
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -92,3 +92,27 @@ def test_training_is_as_in_espnets_recipe(architecture):
 def test_decoding_is_as_in_espnets_recipe():
     conf = yaml.safe_load((CONF / "decode_asr.yaml").read_text())
     assert (conf["beam_size"], conf["ctc_weight"], conf["lm_weight"]) == (20, 0.3, 0.0)
+
+
+@pytest.mark.parametrize("kind", ["mha", "mla"])
+@pytest.mark.parametrize("architecture", ["conformer", "branchformer"])
+def test_a_streaming_conf_differs_from_its_twin_in_the_chunks_alone(architecture, kind, token_list):
+    name = f"{architecture}_{kind}_streaming"
+    conf = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    parser = ASRTask.get_parser()
+    model = ASRTask.build_model(parser.parse_args(["--config", str(CONF / f"{name}.yaml"), "--token_list", token_list]))
+    assert model.encoder.chunks == Chunks(size=16, left=8)
+    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[architecture][kind]
+    assert set(conf["encoder_conf"].pop("streaming")) == {"chunk_size", "left_chunks", "dynamic_chunk_sizes"}
+    assert conf == load(architecture, kind)
+
+
+def test_espnets_own_streaming_encoder_has_the_sizes_of_ours():
+    theirs = yaml.safe_load((CONF / "contextual_block_conformer.yaml").read_text())
+    ours = load("conformer", "mha")
+    assert theirs.pop("encoder") == "contextual_block_conformer" and ours.pop("encoder") == "conformer"
+    for key in ("block_size", "hop_size", "look_ahead", "init_average", "ctx_pos_enc"):
+        theirs["encoder_conf"].pop(key)
+    for key in ("selfattention_layer_type", "pos_enc_layer_type", "rel_pos_type"):
+        ours["encoder_conf"].pop(key)
+    assert theirs == ours

@@ -327,3 +327,12 @@ def test_a_branchformer_that_pools_over_the_utterance_is_refused():
 def test_a_model_of_whole_utterances_says_which_key_it_lacks():
     with pytest.raises(ValueError, match="encoder_conf: streaming is missing"):
         build(streaming=None).stream()
+
+
+@pytest.mark.parametrize(("name", "kind", "position"), [("conformer", "mla", "rel_pos"), ("branchformer", "linear", "rope")])
+def test_compiled_and_exported_encoders_see_the_same_chunks(name, kind, position):
+    encoder, features, lengths = build(name, kind, position), torch.randn(2, 100, FEATURES), torch.tensor([100, 61])
+    expected = at_once(encoder, features, [100, 61])
+    torch.compiler.reset()
+    assert_same(at_once(torch.compile(encoder, backend="aot_eager"), features, [100, 61]), expected)
+    assert_same(at_once(torch.export.export(encoder, (features, lengths)).module(), features, [100, 61]), expected)

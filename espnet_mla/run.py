@@ -13,7 +13,7 @@ from pathlib import Path
 import espnet_mla
 from espnet_mla import whole_files
 from espnet_mla.recipe.orphans import die_with_parent
-from espnet_mla.streaming import inference
+from espnet_mla.recipe import inference
 
 USAGE = "usage: python -m espnet_mla.run -m module [arguments]\n       python -m espnet_mla.run script.py [arguments]"
 

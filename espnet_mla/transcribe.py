@@ -37,13 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.ctc_weight is not None and not 0 <= options.ctc_weight <= 1:
         parser.error(f"--ctc_weight {options.ctc_weight}: from 0 to 1")
     given = {name: getattr(options, name) for name in ("inference_asr_model", *DECODING)}
-    import torch
-
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        parser.error(f"--device {device}: {str(error).splitlines()[0]}")
+    device = device_of(parser, options)
     try:
         speech2text = espnet_mla.from_pretrained(
             options.model, device=device, **{name: value for name, value in given.items() if value is not None}
@@ -72,6 +66,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         timing = (f"{seconds:.2f}", f"{taken:.2f}", f"{taken / seconds:.3f}") if options.timing else ()
         print(path, text, *timing, sep="\t", flush=True)
     return status
+
+
+def device_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
+    """What --device names, or else the GPU where there is one; a wrong one is a usage error."""
+    import torch
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        parser.error(f"--device {device}: {str(error).splitlines()[0]}")
+    return device
 
 
 def read(path: str, rate: int) -> "np.ndarray":

@@ -125,7 +125,9 @@ def test_full_rank_gives_the_same_output_with_half_the_cache(tag, tmp_path):
 
 def test_a_streaming_model_streams_on_after_it_is_converted(tmp_path):
     """With an eighth of the cache; and at full rank as it did before."""
-    assert convert("conformer_streaming", "--kv_lora_rank", "8", "--calibration", SPEECH, output_dir=tmp_path / "8") == 0
+    assert (
+        convert("conformer_streaming", "--kv_lora_rank", "8", "--calibration", SPEECH, output_dir=tmp_path / "8") == 0
+    )
     assert convert("conformer_streaming", "--kv_lora_rank", str(D), output_dir=tmp_path / "full") == 0
     results, kept = {}, {}
     for place in ("exp/asr_conformer_streaming", tmp_path / "8", tmp_path / "full"):
@@ -135,7 +137,9 @@ def test_a_streaming_model_streams_on_after_it_is_converted(tmp_path):
         results[place] = recogniser.finish()
     before, at_8, at_full = results.values()
     assert before.tokens and at_full.tokens == before.tokens
-    assert at_full.score == pytest.approx(before.score, rel=1e-4) and at_8.score != pytest.approx(before.score, rel=1e-4)
+    assert at_full.score == pytest.approx(before.score, rel=1e-4) and at_8.score != pytest.approx(
+        before.score, rel=1e-4
+    )
     whole, eighth, half = kept.values()
     assert (8 * eighth, 2 * half) == (whole, whole)
 
@@ -149,7 +153,9 @@ def test_calibration_of_a_streaming_model_looks_where_its_frames_look(tmp_path, 
         add_up(self, query, key, position, mask)
 
     monkeypatch.setattr(statistics.Gathering, "add", add)
-    assert convert("conformer_streaming", "--kv_lora_rank", "8", "--calibration", SPEECH, output_dir=tmp_path / "8") == 0
+    assert (
+        convert("conformer_streaming", "--kv_lora_rank", "8", "--calibration", SPEECH, output_dir=tmp_path / "8") == 0
+    )
     assert len(masks) == 3 * LAYERS
     for frames, mask in masks:
         seen = [[(i // 4 - 2) * 4 <= j < (i // 4 + 1) * 4 for j in range(frames)] for i in range(frames)]

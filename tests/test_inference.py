@@ -13,7 +13,7 @@ from experiment import add_model, add_variant, layout
 from espnet_mla.attention import Chunks
 from espnet_mla.recipe import scoring
 from espnet_mla.recipe.decoding import decode
-from espnet_mla.streaming.inference import take_options
+from espnet_mla.recipe.inference import take_options
 
 
 @pytest.fixture
@@ -94,6 +94,18 @@ def test_a_wrong_size_is_refused(build, capsys):
     with pytest.raises(SystemExit):
         build("asr_streaming", "--chunk_size", "two")
     assert "--chunk_size: invalid int value: 'two'" in capsys.readouterr().err
+
+
+def test_features_that_need_the_whole_utterance_are_decoded_in_chunks_all_the_same(build, folder, caplog):
+    config = folder / "exp/asr_streaming/config.yaml"
+    conf = yaml.safe_load(config.read_text()) | {"frontend": None, "frontend_conf": {}, "input_size": 80}
+    (folder / "exp/asr_features").mkdir()
+    (folder / "exp/asr_features/config.yaml").write_text(yaml.safe_dump(conf))
+    with contextlib.chdir(folder):
+        add_model(Path("exp/asr_features"))
+    with caplog.at_level("INFO"):
+        assert build("asr_features", "--chunk_size", "8").encoder.chunks == Chunks(8, 2)
+    assert "Heard in chunks of 8 frames, 2 before them: latency unknown (frontend: null" in caplog.text
 
 
 def test_an_encoder_that_only_espnet_has_refuses_chunks(build, folder):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from espnet2.asr.frontend.default import DefaultFrontend
+from espnet2.layers.utterance_mvn import UtteranceMVN
 
 from espnet_mla.attention import Chunks
 from espnet_mla.models.encoders import ConformerEncoder
@@ -12,6 +13,7 @@ from espnet_mla.streaming.latency import latency
 
 class Model:
     def __init__(self, hop, input_layer):
+        self.normalize = None
         self.frontend = DefaultFrontend(hop_length=hop).eval()
         self.encoder = ConformerEncoder(
             80, output_size=8, attention_heads=2, num_blocks=1, linear_units=8, selfattention_layer_type="mha",
@@ -34,5 +36,8 @@ def test_a_chunk_comes_out_with_the_last_sample_that_the_latency_counts_and_not_
             assert model.encoder.forward_chunk(made.unsqueeze(0), state)[1].tolist() == [frames]
 
 
-def test_whole_utterances_have_no_latency_that_could_be_told():
-    assert latency(Model(160, "conv2d"), 16000, Chunks(-1, -1)) is None
+def test_features_that_need_the_whole_utterance_have_no_latency_that_could_be_told():
+    model = Model(160, "conv2d")
+    model.normalize = UtteranceMVN()
+    with pytest.raises(ValueError, match="normalize: UtteranceMVN needs the whole utterance"):
+        latency(model, 16000, Chunks(4, 1))

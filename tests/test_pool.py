@@ -3,13 +3,15 @@
 import contextlib
 import copy
 import random
+import shutil
 
 import numpy as np
 import pytest
 import soxr
 import torch
+import yaml
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
-from experiment import add_variant, samples
+from experiment import add_model, add_variant, samples
 
 import espnet_mla
 from espnet_mla import StreamingSpeech2Text, StreamPool
@@ -20,15 +22,33 @@ SPEECH = 16000
 
 
 @pytest.fixture(scope="module")
-def speech2text(recipe, tmp_path_factory):
-    """ESPnet's Speech2Text of a tiny streaming model with random weights."""
-    import shutil
-
+def folder(recipe, tmp_path_factory):
+    """A recipe's folder in which models may be made."""
     folder = tmp_path_factory.mktemp("streaming") / "recipe"
     shutil.copytree(recipe, folder, symlinks=True)
-    with contextlib.chdir(folder):
-        add_variant("streaming", streaming={"chunk_size": CHUNK, "left_chunks": 2})
-    return espnet_mla.from_pretrained(folder / "exp/asr_streaming", beam_size=2, maxlenratio=0.2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def make(folder):
+    """Makes a tiny streaming model with random weights, and gives ESPnet's Speech2Text of it."""
+
+    def make(tag, changed=None, left_chunks=2, **encoder_conf):
+        config = folder / f"exp/asr_{tag}/config.yaml"
+        with contextlib.chdir(folder):
+            add_variant(tag, streaming={"chunk_size": CHUNK, "left_chunks": left_chunks}, **encoder_conf)
+            if changed:
+                config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | changed))
+                (config.parent / "valid.acc.ave.pth").unlink()
+                add_model(config.parent)
+        return espnet_mla.from_pretrained(config.parent, beam_size=2, maxlenratio=0.2)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def speech2text(make):
+    return make("streaming")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +87,7 @@ def same(result, other):
     )
 
 
-@pytest.mark.parametrize("choices", [(1, 50, 4000), (1600,), (123456789,)])
+@pytest.mark.parametrize("choices", [(7, 50, 4000), (1600,), (123456789,)])
 def test_however_the_samples_come_the_result_is_that_of_the_encoder_run_once(speech2text, speech, choices):
     recogniser = StreamingSpeech2Text(speech2text, beam_size=4, rescoring=False)
     _, final = in_pieces(recogniser, speech, sizes(*choices))
@@ -76,9 +96,10 @@ def test_however_the_samples_come_the_result_is_that_of_the_encoder_run_once(spe
     with torch.no_grad():
         beam.extend(speech2text.asr_model.ctc.log_softmax(frames.unsqueeze(0))[0])
     prefix, score = beam.best[0]
+    tokens, begun = beam.heard(prefix)
     assert final.final and final.tokens, "a test that compares empty texts would say little"
-    assert final.tokens == speech2text.converter.ids2tokens([one.token for one in prefix])
-    assert final.times == [pytest.approx(0.04 * one.frame) for one in prefix]
+    assert final.tokens == speech2text.converter.ids2tokens(tokens)
+    assert final.times == [pytest.approx(0.04 * frame) for frame in begun]
     assert final.score == pytest.approx(score, rel=1e-4)
 
 
@@ -107,7 +128,7 @@ def test_the_final_text_is_what_ctc_and_decoder_together_score_best(speech2text,
     model, frames = speech2text.asr_model, encoded(speech2text, speech)
     expected = {}
     for prefix, ctc in beam.best:
-        tokens = torch.tensor([one.token for one in prefix])
+        tokens = torch.tensor(beam.heard(prefix)[0])
         given = torch.cat((torch.tensor([model.sos]), tokens)).unsqueeze(0)
         with torch.no_grad():
             out, _ = model.decoder(
@@ -122,7 +143,26 @@ def test_the_final_text_is_what_ctc_and_decoder_together_score_best(speech2text,
     assert final.score == pytest.approx(expected[best], rel=1e-4)
 
 
-def test_streams_that_join_and_leave_at_any_time_hear_what_they_would_hear_alone(speech2text, speech):
+LINEAR = {"attention_layer_type": "linear", "attention_conf": {}, "pos_enc_layer_type": "rope"}
+CONFORMER = {
+    "encoder": "conformer",
+    "encoder_conf": {
+        "output_size": 32, "attention_heads": 2, "num_blocks": 2, "linear_units": 32, "cnn_module_kernel": 7,
+        "selfattention_layer_type": "gqa", "pos_enc_layer_type": "rope", "streaming": {"chunk_size": 3, "left_chunks": 4},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["mla", "linear", "conformer"])
+def each(request, make, speech2text):
+    """Models of several kinds."""
+    if request.param == "mla":
+        return speech2text
+    return make("linear", left_chunks=-1, **LINEAR) if request.param == "linear" else make("conformer", CONFORMER)
+
+
+def test_streams_that_join_and_leave_at_any_time_hear_what_they_would_hear_alone(each, speech):
+    speech2text = each
     utterances = [speech, noise(0.9, 1), noise(2.1, 2), noise(0.02, 3), noise(1.3, 4), noise(0.5, 5)]
     alone = []
     for one in utterances:
@@ -224,6 +264,8 @@ def test_with_rescoring_the_encoders_output_is_kept_to_the_end_and_counted(speec
         (np.full(10, np.nan, np.float32), "sample 0 of 10 is nan, not a number"),
         (np.array([0.0, np.inf]), "sample 1 of 2 is inf"),
         (np.zeros((100, 2), np.float32), r"samples of shape \(100, 2\): one channel"),
+        (np.array([1e300]), "sample 0 of 1 is inf"),
+        (np.array([0.0, 20000.0]), "samples reach 20000: floating-point ones are from -1 to 1"),
         (np.zeros(10, np.int32), "samples of int32: floating-point numbers from -1 to 1 or int16"),
     ],
 )
@@ -245,7 +287,7 @@ def test_16_bit_integers_are_the_same_as_the_numbers_they_stand_for(speech2text,
     recogniser = StreamingSpeech2Text(speech2text)
     recogniser.accept(integers)
     first = recogniser.finish()
-    recogniser.accept(torch.from_numpy(integers.astype(np.float32) / 32768))
+    recogniser.accept(torch.from_numpy(integers.astype(np.float32) / 32768).requires_grad_())
     assert same(recogniser.finish(), first)
 
 
@@ -270,7 +312,7 @@ def test_another_latency_than_the_configurations_can_be_asked_for(speech2text, s
     assert nothing == []
     for result, chunks in ((final, (8, 1)), (at_once, (-1, None))):
         encoder.set_chunks(*chunks)
-        beam = PrefixBeam(10)
+        beam = PrefixBeam(20)
         with torch.no_grad():
             beam.extend(speech2text.asr_model.ctc.log_softmax(encoded(speech2text, speech).unsqueeze(0))[0])
         assert result.score == pytest.approx(beam.best[0][1], rel=1e-4)
@@ -290,6 +332,98 @@ def test_another_latency_than_the_configurations_can_be_asked_for(speech2text, s
 def test_a_wrong_option_is_named(speech2text, options, message):
     with pytest.raises(ValueError, match=message):
         StreamPool(speech2text, **options)
+
+
+@pytest.mark.parametrize("fs", [0, -1, 15000.5])
+def test_a_rate_that_is_none_is_refused(speech2text, fs):
+    with pytest.raises(ValueError, match="fs: .* must be a whole number of Hz"):
+        StreamingSpeech2Text(speech2text, fs=fs)
+
+
+def test_a_pool_keeps_to_the_chunks_that_it_was_made_with(speech2text, speech):
+    pool = StreamPool(speech2text)
+    streams = [pool.open()]
+    speech2text.asr_model.encoder.set_chunks(8)
+    streams.append(pool.open())
+    speech2text.asr_model.encoder.set_chunks()
+    for stream in streams:
+        stream.accept(speech)
+        stream.finish()
+    while pool.advance():
+        pass
+    assert same(streams[0].result, streams[1].result)
+
+
+def test_a_batch_that_fails_leaves_every_stream_where_it_was(speech2text, speech, monkeypatch):
+    pool = StreamPool(speech2text)
+    streams = [pool.open(), pool.open()]
+    encoder = speech2text.asr_model.encoder
+    for piece in np.array_split(speech, 7):
+        for stream in streams:
+            stream.accept(piece)
+        with monkeypatch.context() as broken:
+            broken.setattr(encoder.encoders[1], "forward", lambda *_: 1 / 0)
+            if streams[0].ready():
+                with pytest.raises(ZeroDivisionError):
+                    pool.advance()
+        while pool.advance():
+            pass
+    for stream in streams:
+        stream.finish()
+    while pool.advance():
+        pass
+    alone = StreamingSpeech2Text(speech2text)
+    alone.accept(speech)
+    expected = alone.finish()
+    assert all(same(stream.result, expected) for stream in streams)
+
+
+def test_where_the_decoder_runs_out_of_memory_ctc_has_the_last_word(speech2text, speech, monkeypatch, caplog):
+    by_ctc = StreamingSpeech2Text(speech2text, rescoring=False)
+    by_ctc.accept(speech)
+    expected = by_ctc.finish()
+    recogniser = StreamingSpeech2Text(speech2text)
+    recogniser.accept(speech)
+
+    def no_memory(*_):
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(speech2text.asr_model.decoder, "forward", no_memory)
+    assert same(recogniser.finish(), expected)
+    assert "CTC does: not enough memory" in caplog.text
+
+
+def test_the_decoder_has_no_say_in_streams_longer_than_it_has_learned(speech2text, speech, monkeypatch):
+    monkeypatch.setattr("espnet_mla.streaming.pool.RESCORED", 1.0)
+    by_ctc, recogniser = StreamingSpeech2Text(speech2text, rescoring=False), StreamingSpeech2Text(speech2text)
+    for one in (by_ctc, recogniser):
+        one.accept(speech)  # 1.5 s
+    assert recogniser.stream.nbytes == by_ctc.stream.nbytes
+    assert same(recogniser.finish(), by_ctc.finish())
+
+
+def test_without_a_decoder_ctc_has_the_last_word(make, speech):
+    recogniser = StreamingSpeech2Text(make("ctc", {"model_conf": {"ctc_weight": 1.0}}))
+    recogniser.accept(speech)
+    result = recogniser.finish()
+    assert result.final and result.tokens and not recogniser.pool.rescoring
+
+
+def test_a_transducers_decoder_which_scores_no_texts_is_not_asked(speech2text):
+    other = copy.deepcopy(speech2text)
+    other.asr_model.use_transducer_decoder = True  # building one needs a package that has no wheel
+    assert StreamPool(speech2text).rescoring and not StreamPool(other).rescoring
+
+
+def test_a_result_says_what_can_no_longer_change(speech2text, speech):
+    recogniser = StreamingSpeech2Text(speech2text, rescoring=False)
+    results, final = in_pieces(recogniser, np.tile(speech, 12), sizes(16000))
+    assert results[-1].settled > 0 and final.settled == len(final.tokens)
+    for result in results:
+        assert final.tokens[: result.settled] == result.tokens[: result.settled]
+        assert final.times[: result.settled] == result.times[: result.settled]
+    last = results[-1]
+    assert last.text.endswith(last.text_from(last.settled))
 
 
 def test_a_model_of_whole_utterances_says_which_key_it_lacks(recipe):

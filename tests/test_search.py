@@ -1,5 +1,6 @@
 """CTC prefix beam search, against all paths counted out, against ESPnet's, and in its cost."""
 
+import gc
 import itertools
 import random
 
@@ -9,6 +10,7 @@ from espnet2.legacy.nets.beam_search_timesync import BeamSearchTimeSync
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from espnet_mla.streaming import search
 from espnet_mla.streaming.search import Prefix, PrefixBeam
 
 
@@ -21,8 +23,9 @@ def collapsed(path):
     return tuple(token for token, _ in itertools.groupby(path) if token != 0)
 
 
-def read(prefix):
-    return tuple(one.token for one in prefix)
+def read(beam):
+    """Each text of the beam, and its score."""
+    return [(tuple(beam.heard(prefix)[0]), score) for prefix, score in beam.best]
 
 
 @settings(max_examples=30, deadline=None)
@@ -36,7 +39,7 @@ def test_with_a_beam_that_holds_all_prefixes_each_has_the_sum_of_its_paths(frame
     beam = PrefixBeam(10**6, tokens=tokens)
     for piece in log_probs.split(random.Random(seed).choice([1, 2, 6])):
         beam.extend(piece)
-    found = {read(prefix): score for prefix, score in beam.best}
+    found = dict(read(beam))
     assert found.keys() == expected.keys()
     for prefix, scores in expected.items():
         assert found[prefix] == pytest.approx(float(torch.stack(scores).logsumexp(0)))
@@ -60,7 +63,7 @@ def test_the_best_text_is_that_of_espnets_own_time_synchronous_search(seed, beam
     )(torch.zeros(frames, 4))  # fmt: skip
     ours = PrefixBeam(beam_size, tokens=6)
     ours.extend(log_probs)
-    assert read(ours.best[0][0]) == tuple(theirs[0].yseq.tolist()[1:-1])
+    assert read(ours)[0][0] == tuple(theirs[0].yseq.tolist()[1:-1])
     if frames == 5:  # nothing is dropped; ESPnet's remembers some paths to what was
         assert ours.best[0][1] == pytest.approx(float(theirs[0].score), rel=1e-5)
 
@@ -72,9 +75,7 @@ def test_how_the_frames_are_cut_changes_nothing(pieces):
     whole.extend(log_probs)
     for piece in log_probs.split(pieces):
         cut.extend(piece)
-    assert [(read(prefix), score) for prefix, score in whole.best] == [
-        (read(prefix), score) for prefix, score in cut.best
-    ]
+    assert read(whole) == read(cut)
 
 
 def test_a_token_begins_where_it_is_most_probable():
@@ -84,15 +85,14 @@ def test_a_token_begins_where_it_is_most_probable():
     log_probs[range(len(path)), path] = 0.9
     beam = PrefixBeam(4)
     beam.extend(log_probs.log())
-    assert read(beam.best[0][0]) == (1, 2, 2)
-    assert [prefix.frame for prefix in beam.best[0][0]] == [2, 6, 8]
+    assert beam.heard(beam.best[0][0]) == ([1, 2, 2], [2, 6, 8])
 
 
 def test_a_token_that_cannot_be_is_never_found():
     log_probs = torch.tensor([[0.5, 0.5, 0.0]]).log().repeat(4, 1)
     beam = PrefixBeam(10)
     beam.extend(log_probs)
-    assert all(2 not in read(prefix) for prefix, _ in beam.best)
+    assert all(2 not in text for text, _ in read(beam))
 
 
 def test_the_same_text_is_one_prefix_even_where_it_was_dropped_in_between():
@@ -105,9 +105,21 @@ def test_the_same_text_is_one_prefix_even_where_it_was_dropped_in_between():
     assert root.child(3) is None or root.child(3).child(4) is None
 
 
-def test_what_nobody_goes_on_from_is_forgotten():
-    """An hour of speech holds the text so far, and not all that was ever considered."""
-    import gc
+def likely(frames, tokens, seed=0, doubt=0.4):
+    """Log probabilities of a CTC that is rather sure: a token or a blank has nine tenths, less a share of another."""
+    generator = torch.Generator().manual_seed(seed)
+    probabilities = torch.full((frames, tokens), 0.1 / tokens)
+    best = torch.randint(tokens, (frames, 2), generator=generator)
+    best[torch.rand(frames, generator=generator) < 0.6] = 0
+    share = torch.rand(frames, generator=generator) * doubt
+    probabilities[range(frames), best[:, 0]] += 0.9 - share
+    probabilities[range(frames), best[:, 1]] += share
+    return probabilities.log()
+
+
+def test_after_an_hour_no_more_is_kept_than_a_number_and_a_frame_for_each_token(monkeypatch):
+    """However long two texts are as good as each other."""
+    monkeypatch.setattr(search, "OPEN", 100)
 
     def alive():
         gc.collect()
@@ -115,7 +127,31 @@ def test_what_nobody_goes_on_from_is_forgotten():
 
     before = alive()
     beam = PrefixBeam(8)
-    beam.extend(random_log_probs(3000, 20, sharp=4.0).float())
-    held = {id(one) for prefix, _ in beam.best for one in prefix}
-    assert len(held) > 1000
-    assert alive() - before == len(held) + 1  # and the empty one
+    most = 0
+    for piece in likely(6000, 20).split(1000):
+        beam.extend(piece)
+        most = max(most, alive() - before)
+    tokens, frames = beam.heard(beam.best[0][0])
+    assert len(tokens) > 1500 and frames == sorted(frames)
+    assert most < 500 and len(tokens) - beam.settled < 100
+    assert beam.nbytes == 2 * 8 * beam.settled
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_laying_aside_what_is_settled_changes_no_text_and_no_time(seed, monkeypatch):
+    log_probs = likely(700, 6, seed, doubt=0.2)
+    whole = PrefixBeam(8)
+    whole.extend(log_probs)
+    monkeypatch.setattr(search, "OPEN", 100)
+    beam = PrefixBeam(8)
+    beam.extend(log_probs)
+    assert whole.settled < 100 < beam.settled
+    (best, score), (expected, its_score) = beam.best[0], whole.best[0]
+    assert beam.heard(best) == whole.heard(expected)
+    assert score >= its_score  # the places that are free are taken by paths to what is left
+
+
+def test_so_many_tokens_extend_a_prefix_whether_blank_is_among_the_likely_or_not():
+    beam = PrefixBeam(100, tokens=2)
+    beam.extend(torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log())
+    assert {text for text, _ in read(beam)} == {(), (1,), (2,)}

@@ -147,6 +147,40 @@ def test_a_model_of_whole_utterances_says_which_key_it_lacks(recipe, capfd):
     assert "error: encoder_conf: streaming is missing" in capfd.readouterr().err
 
 
+def test_ctrl_c_while_a_chunk_is_computed_waits_for_it(model, recipe, monkeypatch, capfd):
+    """Nothing of what was computed is lost, and what came before is in the text."""
+    data = pcm(samples(recipe))
+    recogniser = StreamingSpeech2Text(model)
+    recogniser.accept(np.frombuffer(data, "<i2"))
+    from espnet2.asr.layers.cgmlp import ConvolutionalGatingMLP
+
+    forward, calls = ConvolutionalGatingMLP.forward, []
+
+    def interrupted(self, *arguments):
+        calls.append(self)
+        if len(calls) == 3:  # the second chunk's first layer
+            os.kill(os.getpid(), signal.SIGINT)
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(ConvolutionalGatingMLP, "forward", interrupted)
+    monkeypatch.setattr(sys, "stdin", type("Stdin", (), {"buffer": io.BufferedReader(io.BytesIO(data), len(data))}))
+    monkeypatch.setattr(command, "READ", len(data))
+    assert command.main([str(model), "-"]) == 0
+    assert capfd.readouterr().out == f"{recogniser.finish().text}\n"
+
+
+def test_nothing_on_the_standard_input_is_an_empty_text(model, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "stdin", type("Stdin", (), {"buffer": io.BufferedReader(io.BytesIO())}))
+    assert command.main([str(model), "-"]) == 0
+    assert capfd.readouterr().out == "\n"
+
+
+def test_a_device_that_is_none_is_a_wrong_use(model, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main([str(model), "a.flac", "--device", "bogus"])
+    assert ended.value.code == 2 and "--device bogus" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("wrong", [["a.flac", "--fs", "8000"], ["-", "--fs", "0"]])
 def test_a_wrong_rate_is_a_wrong_use(model, wrong, capsys):
     with pytest.raises(SystemExit) as ended:

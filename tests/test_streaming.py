@@ -253,6 +253,41 @@ def test_weights_that_change_between_chunks_are_seen():
     encoder.load_state_dict(other.state_dict())
     assert_same(piecewise(encoder, features, [200], lambda _: 40), at_once(other, features, [200]))
     assert_same(piecewise(copy.deepcopy(encoder), features, [200], lambda _: 40), at_once(other, features, [200]))
+    (out,) = piecewise(encoder.double(), features.double(), [200], lambda _: 40)
+    assert out.dtype == torch.float64
+    assert_same([out.float()], at_once(other, features, [200]))
+
+
+def test_an_encoder_with_intermediate_ctc_streams():
+    encoder, features = build(interctc_layer_idx=[1]), torch.randn(1, 100, FEATURES)
+    with torch.no_grad():
+        (out, _), _, _ = encoder(features, torch.tensor([100]))
+    assert_same(piecewise(encoder, features, [100], lambda _: 9), [out[0]])
+
+
+def test_a_quantised_encoder_streams():
+    encoder, features = build(), torch.randn(1, 100, FEATURES)
+    quantised = torch.ao.quantization.quantize_dynamic(encoder, {torch.nn.Linear}, dtype=torch.qint8)
+    ours, expected = piecewise(quantised, features, [100], lambda _: 9)[0], at_once(encoder, features, [100])[0]
+    assert (ours - expected).norm() < 0.1 * expected.norm()
+
+
+def test_a_chunk_that_failed_can_be_tried_again(monkeypatch):
+    """Whatever fails in the middle of a chunk, the state is that of before, and nothing that came is lost."""
+    encoder, features = build(), torch.randn(1, 150, FEATURES)
+    expected = at_once(encoder, features, [150])
+    state, outs = encoder.stream(), []
+    for begin in range(0, 150, 19):
+        last = begin + 19 >= 150
+        with monkeypatch.context() as broken:
+            broken.setattr(encoder.encoders[1], "forward", lambda *_: 1 / 0)
+            try:
+                frames, counts = encoder.forward_chunk(features[:, begin : begin + 19], state, last=last)
+            except ZeroDivisionError:
+                broken.undo()
+                frames, counts = encoder.forward_chunk(features[:, :0], state)
+        outs.append(frames[0, : counts[0]])
+    assert_same([torch.cat(outs)], expected)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -278,8 +313,22 @@ def test_a_stream_that_has_ended_takes_no_more():
     encoder.forward_chunk(torch.randn(2, 30, FEATURES), state, lengths=[0, 30])
     with pytest.raises(ValueError, match="row 0 of the streams has ended"):
         encoder.forward_chunk(torch.randn(2, 30, FEATURES), state)
-    with pytest.raises(ValueError, match=rf"the state needs \(2, time, {FEATURES}\)"):
-        encoder.forward_chunk(torch.randn(1, 30, FEATURES), state)
+    wrong = [
+        (torch.randn(1, 30, FEATURES), {}),
+        (torch.randn(2, 30, FEATURES + 1), {}),
+        (torch.randn(2, 30, FEATURES), {"lengths": [0, 31]}),
+        (torch.randn(2, 30, FEATURES), {"lengths": [0, -5]}),
+        (torch.randn(2, 30, FEATURES), {"last": [True]}),
+    ]
+    for features, named in wrong:
+        with pytest.raises(ValueError, match=rf"the state needs \(2, time, {FEATURES}\), lengths from 0 to time"):
+            encoder.forward_chunk(features, state, **named)
+
+
+def test_an_encoder_in_training_does_not_run():
+    encoder = build().train()
+    with pytest.raises(ValueError, match=r"in training mode can't run: call eval\(\) first"):
+        encoder.forward_chunk(torch.randn(1, 30, FEATURES), encoder.stream())
 
 
 def test_a_stream_without_a_frame_gives_none():
@@ -304,6 +353,8 @@ WRONG = [
         r"min \(3\) must be at least 1 and at most max \(2\)",
     ),
     ({"pos_enc_layer_type": "abs_pos"}, "pos_enc_layer_type: abs_pos can't be had with streaming .* rel_pos or rope"),
+    ({"input_layer": "embed"}, "input_layer: embed can't be had with streaming"),
+    ({"selfattention_layer_type": "rel_selfattn", "attention_conf": {}, "streaming": {}}, "streaming: {} needs self"),
     ({"positionwise_layer_type": "conv1d"}, "positionwise_layer_type: conv1d can't be had"),
     ({"selfattention_layer_type": "rel_selfattn", "attention_conf": {}}, "streaming: .* but it is rel_selfattn"),
     (
@@ -329,7 +380,9 @@ def test_a_model_of_whole_utterances_says_which_key_it_lacks():
         build(streaming=None).stream()
 
 
-@pytest.mark.parametrize(("name", "kind", "position"), [("conformer", "mla", "rel_pos"), ("branchformer", "linear", "rope")])
+@pytest.mark.parametrize(
+    ("name", "kind", "position"), [("conformer", "mla", "rel_pos"), ("branchformer", "linear", "rope")]
+)
 def test_compiled_and_exported_encoders_see_the_same_chunks(name, kind, position):
     encoder, features, lengths = build(name, kind, position), torch.randn(2, 100, FEATURES), torch.tensor([100, 61])
     expected = at_once(encoder, features, [100, 61])

@@ -78,7 +78,7 @@ class FrameCache:
     @property
     def nbytes(self) -> int:
         """Bytes of the whole cache."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
+        return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
     def nbytes_per_frame(self) -> int:
@@ -151,7 +151,7 @@ class RunningState:
     @property
     def nbytes(self) -> int:
         """Bytes of the whole state."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in (self.numerator, self.denominator))
+        return self.numerator.nbytes + self.denominator.nbytes
 
     @property
     def nbytes_per_frame(self) -> int:

@@ -62,7 +62,8 @@ class KeptPosition:
     def projected(self, linear_pos: nn.Linear) -> Tensor:
         """What `linear_pos` makes of the sinusoids, made anew where its weight has changed."""
         weight = linear_pos.weight
-        if torch.is_grad_enabled() or weight.is_inference():  # whether such a weight has changed can't be asked
+        # Whether the weight of a quantised layer, or one made in inference mode, has changed can't be asked.
+        if torch.is_grad_enabled() or not isinstance(weight, Tensor) or weight.is_inference():
             return linear_pos(self.sinusoids)
         version = (weight.data_ptr(), weight._version, weight.dtype)
         known, made = self._projected.get(linear_pos, (None, None))

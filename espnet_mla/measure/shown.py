@@ -51,8 +51,8 @@ def table(figures: Mapping) -> str:
         )
         lines.append(
             f"  keeps {streaming['bytes']} bytes after {streaming['after_seconds']:g} s (attentions "
-            f"{streaming['attention_bytes']}, convolutions {streaming['convolution_bytes']}): {streaming['per_gigabyte']} "
-            "streams in a gigabyte"
+            f"{streaming['attention_bytes']}, convolutions {streaming['convolution_bytes']}, features "
+            f"{streaming['features_bytes']}): {streaming['per_gigabyte']} streams in a gigabyte"
         )
     if training := figures["training"]:
         on = f" on {training['running_on']}" if training["running_on"] else ""

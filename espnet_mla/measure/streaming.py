@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from espnet_mla.attention import ALL
 from espnet_mla.measure import speed
 from espnet_mla.measure.figures import GIGABYTE
 from espnet_mla.streaming.latency import latency
@@ -32,9 +33,9 @@ def figures(speech2text: "Speech2Text", speech: Sequence[Tensor], device: str) -
     """
     recogniser = StreamingSpeech2Text(speech2text, rescoring=False)
     pool, chunks = recogniser.pool, recogniser.stream.state.chunks
-    algorithmic = latency(pool.model, pool.fs, chunks)
-    if algorithmic is None:
+    if chunks.size == ALL:
         return None
+    algorithmic = latency(pool.model, pool.fs, chunks)
     seconds = algorithmic.chunk / 1000
     size = round(seconds * pool.fs)
     piece = speed.of_length(speech, size).cpu().float().numpy()
@@ -42,9 +43,13 @@ def figures(speech2text: "Speech2Text", speech: Sequence[Tensor], device: str) -
     for _ in range(round(window / seconds) + 2):
         recogniser.accept(piece)
     state = recogniser.stream.state
-    kept = {"attention_bytes": state.attention_nbytes, "convolution_bytes": state.convolution_nbytes}
+    kept = {
+        "attention_bytes": state.attention_nbytes,
+        "convolution_bytes": state.convolution_nbytes,
+        "features_bytes": state.features_nbytes,
+    }
     heard = recogniser.stream.state.frames[0] * pool.frame_seconds
-    both = sum(kept.values())
+    whole = sum(kept.values())
     return {
         "chunk_size": chunks.size,
         "left_chunks": chunks.left,
@@ -54,6 +59,6 @@ def figures(speech2text: "Speech2Text", speech: Sequence[Tensor], device: str) -
         "chunk": speed.timed(lambda: recogniser.accept(piece), device, seconds),
         "after_seconds": round(heard, 3),
         **kept,
-        "bytes": both,
-        "per_gigabyte": GIGABYTE // both,
+        "bytes": whole,
+        "per_gigabyte": GIGABYTE // whole if whole else None,
     }

@@ -4,7 +4,7 @@ Those modules are its attentions and its convolutions along time. Everything els
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -102,12 +102,12 @@ class Stream:
     @property
     def convolution_nbytes(self) -> int:
         """Bytes that the convolutions keep, of all rows."""
-        return sum(map(_nbytes, self.convolution))
+        return sum(frames.nbytes for frames in self.convolution)
 
     @property
     def features_nbytes(self) -> int:
         """Bytes of the features that wait; less than those of a chunk and of what the subsampling looks ahead."""
-        return sum(map(_nbytes, self.features))
+        return sum(features.nbytes for features in self.features)
 
     @property
     def nbytes(self) -> int:
@@ -128,14 +128,15 @@ class Stream:
 
     @staticmethod
     def join(streams: Sequence["Stream"]) -> "Stream":
-        """The rows of all of them.
+        """The rows of all of them. What becomes of these leaves the streams that they come from as they were.
 
         Raises:
             ValueError: they are not cut alike.
         """
         first = streams[0]
         if len(streams) == 1:
-            return first
+            lists = {name: list(value) for name, value in vars(first).items() if isinstance(value, list)}
+            return replace(first, **lists)
         if other := next((stream for stream in streams if stream.chunks != first.chunks), None):
             raise ValueError(f"streams in one batch are cut alike, but here are {first.chunks} and {other.chunks}")
         return Stream(
@@ -148,18 +149,23 @@ class Stream:
 
 
 class Running:
-    """The view of the next chunk of each of some streams, whose state it moves on.
+    """The view of the next chunk of each of some streams.
+
+    Attributes:
+        attention, convolution: what the modules keep after it, in the order of their calls, which is that of `Stream`.
 
     Args:
-        stream: their state. What the modules keep is replaced, one after the other, in the order of their calls.
+        stream: their state, which stays as it is.
         lengths: how many new frames each row has; the chunk is as long as the longest.
         position: the sinusoids of the window, where positions are relative.
         device: of the frames.
     """
 
     def __init__(self, stream: Stream, lengths: Sequence[int], position: KeptPosition | None, device: torch.device):
-        self.stream, self.position = stream, position
-        self._attentions, self._convolutions = iter(range(len(stream.attention))), iter(range(len(stream.convolution)))
+        self.position, self.window = position, stream.chunks.window
+        self._before = iter(stream.attention), iter(stream.convolution)
+        self.attention: list[Cache] = []
+        self.convolution: list[Tensor] = []
         past, time = stream.past, max(lengths)
         seen = [min(frames, past) for frames in stream.frames]
         new = torch.arange(time, device=device) < torch.tensor(lengths, device=device).unsqueeze(-1)
@@ -170,18 +176,12 @@ class Running:
 
     def attend(self, attention: Attention, x: Tensor, position: Tensor | None, mask: Tensor | None) -> Tensor:
         """As `View.attend`; position and mask, which the encoder has made for x alone, are not needed."""
-        kept, at, window = self.stream.attention, next(self._attentions), self.stream.chunks.window
-        kv = kept[at].append(attention.project_kv(x, self._new))
-        kept[at] = kv if window is None else kv.keep_last(window)
+        kv = next(self._before[0]).append(attention.project_kv(x, self._new))
+        self.attention.append(kv if self.window is None else kv.keep_last(self.window))
         return attention.attend(x, kv, self.position, self._mask)
 
     def convolve(self, conv: ChunkConv1d, x: Tensor) -> Tensor:
         """The chunk with the frames kept from before it, and with zeros after it."""
-        kept, at = self.stream.convolution, next(self._convolutions)
-        x = torch.cat((kept[at], x), dim=-1)
-        kept[at] = x[..., x.shape[-1] - conv.half :].clone()
+        x = torch.cat((next(self._before[1]), x), dim=-1)
+        self.convolution.append(x[..., x.shape[-1] - conv.half :].clone())
         return conv.plainly(nn.functional.pad(x, (0, conv.kernel_size[0] - 1 - conv.half)))
-
-
-def _nbytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

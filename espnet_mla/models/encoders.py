@@ -108,16 +108,11 @@ class AttentionChoice(StreamingEncoder):
         return {key: value for key, value in conf.items() if key in self._espnet_keys}
 
     def _build_espnet(self, conf: dict, kind: str, attention_conf: dict) -> None:
-        for key, ours in (
-            ("attention_conf", bool(attention_conf)),
-            ("streaming", conf["streaming"] is not None),
-            (
-                "pos_enc_layer_type",
-                conf["pos_enc_layer_type"] == "rope",
-            ),  # ESPnet's Transformer would take it for abs_pos
-        ):
-            if ours:
-                value = attention_conf if key == "attention_conf" else conf[key]
+        ours = {"attention_conf": attention_conf or None, "streaming": conf["streaming"]}
+        if conf["pos_enc_layer_type"] == "rope":  # ESPnet's Transformer would take it for abs_pos
+            ours["pos_enc_layer_type"] = "rope"
+        for key, value in ours.items():
+            if value is not None:
                 raise ValueError(
                     f"{key}: {value} needs {self.attention_key} to be one of {', '.join(ATTENTIONS)}, but it is {kind}"
                 )

@@ -16,7 +16,11 @@ _RANGE = ("min", "max", "full_context")
 # What can't be had in chunks: key of the encoder's configuration -> the values that can, and why no others.
 _CHUNKED = {
     "pos_enc_layer_type": (("rel_pos", "rope"), "a stream has no end that positions could be counted up to"),
-    "positionwise_layer_type": (("linear",), "the other kinds see frames to the right"),
+    "input_layer": (
+        ("conv2d", "conv2d1", "conv2d2", "conv2d6", "conv2d8", "conv1d1", "conv1d2", "conv1d3", "linear"),
+        "there must be features, and positions",
+    ),
+    "positionwise_layer_type": (("linear", None), "the other kinds see frames to the right"),
     "merge_method": (("concat", "fixed_ave"), "learned_ave weighs the branches by the whole utterance"),
     "interctc_use_conditioning": ((False,), "chunks are encoded without CTC"),
     "ctc_trim": ((False,), "it takes frames out"),
@@ -132,7 +136,7 @@ class StreamingEncoder:
                 for name, module in list(parent.named_children()):
                     if isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1:
                         setattr(parent, name, ChunkConv1d.of(module))
-        self._positions: dict[tuple[int, int], KeptPosition] = {}
+        self._positions: dict[tuple, KeptPosition] = {}
         self.set_chunks()
 
     def set_chunks(self, chunk_size: int | None = None, left_chunks: int | None = None) -> Chunks:
@@ -225,8 +229,10 @@ class StreamingEncoder:
             features have that its last frame sees; the end comes out with `last`.
 
         Raises:
-            ValueError: a row has ended before, or the sizes don't fit the state.
+            ValueError: a row has ended before, the sizes don't fit the state, or the encoder is in training mode.
         """
+        if self.training:
+            raise ValueError("an encoder in training mode can't run: call eval() first")
         self._take(features, state, lengths, last)
         outs: list[list[Tensor]] = [[] for _ in range(len(state))]
         while ready := [row for row in range(len(state)) if self._ready(state, row)]:
@@ -249,10 +255,11 @@ class StreamingEncoder:
         rows = len(state)
         lengths = [features.shape[1]] * rows if lengths is None else [int(length) for length in lengths]
         last = [last] * rows if isinstance(last, bool) else list(last)
-        if features.shape[::2] != (rows, self._input_size) or len(lengths) != rows or len(last) != rows:
+        fits = features.shape[::2] == (rows, self._input_size) and len(lengths) == rows and len(last) == rows
+        if not fits or not 0 <= min(lengths) <= max(lengths) <= features.shape[1]:
             raise ValueError(
-                f"features {tuple(features.shape)}, lengths of {len(lengths)} and last of {len(last)} rows: the state needs "
-                f"({rows}, time, {self._input_size})"
+                f"features {tuple(features.shape)}, lengths {lengths} and last {last}: the state needs ({rows}, time, "
+                f"{self._input_size}), lengths from 0 to time"
             )
         for row, length in enumerate(lengths):
             if state.ended[row] and length:
@@ -284,6 +291,7 @@ class StreamingEncoder:
             out, *_ = super().forward(nn.utils.rnn.pad_sequence(chunks, batch_first=True), counts)
         past, window = state.past + max(lengths), state.chunks.window
         state.past = past if window is None else min(past, window)
+        state.attention, state.convolution = view.attention, view.convolution
         state.features = [features[size * rate :].clone() for features in state.features]
         state.frames = [had + new for had, new in zip(state.frames, lengths, strict=True)]
         return out[0] if isinstance(out, tuple) else out, lengths  # with those of the layers between
@@ -293,16 +301,16 @@ class StreamingEncoder:
         embedding = next((module for module in self.embed.modules() if hasattr(module, "extend_pe")), None)
         if embedding is None:
             return None
-        past = state.past
+        past, like = state.past, next(self.parameters())
         steady = time == state.chunks.size and past == state.chunks.window
-        if steady and (past, time) in self._positions:
-            return self._positions[past, time]
-        like = next(self.parameters())
+        key = past, time, like.device, like.dtype
+        if steady and key in self._positions:
+            return self._positions[key]
         embedding.extend_pe(like.new_zeros(1, past + time))
         here = embedding.pe.shape[1] // 2  # distance 0
         position = KeptPosition(embedding.pe[:, here - (past + time - 1) : here + time])
         if steady:
-            self._positions[past, time] = position
+            self._positions[key] = position
         return position
 
     def _attentions(self) -> list[Attention]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from espnet_mla.recipe import sclite
 from espnet_mla.recipe.files import RecipeError, read_table, write_text
-from espnet_mla.streaming.inference import HEARD
+from espnet_mla.recipe.inference import HEARD
 
 KINDS = {"wer": "word", "cer": "char", "ter": "bpe"}
 """Each rate with ESPnet's name of the tokens it counts."""

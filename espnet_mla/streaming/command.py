@@ -1,12 +1,15 @@
 """espnet-mla stream: the text of speech while it is heard, from a file or from the standard input."""
 
 import argparse
+import shutil
+import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from espnet_mla.recipe.files import RecipeError
+from espnet_mla.transcribe import device_of, read
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,7 +17,8 @@ if TYPE_CHECKING:
     from espnet_mla.streaming.recogniser import Result, StreamingSpeech2Text
 
 STDIN = "-"
-PIECE = 0.1  # seconds of audio that are handed over at a time
+PIECE = 0.1  # seconds of a file that are handed over at a time
+READ = 1 << 14  # bytes of the standard input, at most
 
 DESCRIPTION = """\
 Hear an audio file, or the standard input, piece by piece, and show the text as it grows; then the whole text, as espnet-mla
@@ -36,13 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import espnet_mla
 
     model = {"inference_asr_model": options.inference_asr_model} if options.inference_asr_model else {}
-    given = {
-        name: getattr(options, name) for name in ("chunk_size", "left_chunks", "beam_size", "ctc_weight", "device")
-    }
+    given = {name: getattr(options, name) for name in ("chunk_size", "left_chunks", "beam_size", "ctc_weight")}
+    device = device_of(parser, options)
     try:
         recogniser = espnet_mla.StreamingSpeech2Text(
             options.model,
             fs=options.fs,
+            device=device,
             rescoring=not options.no_rescoring,
             **model,
             **{name: value for name, value in given.items() if value is not None},
@@ -66,38 +70,66 @@ def _listened(
     """The final result; the others are shown on the way. Ctrl-C ends the audio, as a microphone has no other end."""
     shown = _Shown()
     rate, taken, began = options.fs or recogniser.pool.fs, 0, time.monotonic()
-    try:
-        for piece in pieces:
+    with _Interrupts() as interrupts:
+        while (piece := interrupts.waiting(lambda: next(pieces, None))) is not None:
             taken += len(piece)
             if options.realtime:
-                time.sleep(max(0.0, began + taken / rate - time.monotonic()))
+                interrupts.waiting(lambda: time.sleep(max(0.0, began + taken / rate - time.monotonic())))
             if result := recogniser.accept(piece):
-                shown.show(result.text, taken / rate)
-    except KeyboardInterrupt:
-        pass
+                shown.show(result, taken / rate)
     shown.clear()
     return recogniser.finish()
 
 
-class _Shown:
-    """Partial text on the standard error: on a terminal one line that is written anew, else a line for each change."""
+class _Interrupts:
+    """Ctrl-C, which ends a wait at once, and lets what is computed come to its end."""
 
     def __init__(self) -> None:
-        self.terminal, self.text = sys.stderr.isatty(), ""
+        self._asked = self._waiting = False
 
-    def show(self, text: str, second: float) -> None:
+    def __enter__(self) -> "_Interrupts":
+        self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, *_: object) -> None:
+        self._asked = True
+        if self._waiting:
+            raise KeyboardInterrupt
+
+    def waiting(self, wait: Callable[[], "np.ndarray | None"]) -> "np.ndarray | None":
+        """What comes of waiting; None after Ctrl-C."""
+        self._waiting = True
+        try:
+            return None if self._asked else wait()
+        except KeyboardInterrupt:
+            return None
+        finally:
+            self._waiting = False
+
+
+class _Shown:
+    """Partial text on the standard error: on a terminal one line that is written anew, else a line for each change.
+
+    Of a long text its end, as much as a line holds.
+    """
+
+    def __init__(self) -> None:
+        self.terminal, self.text, self.settled = sys.stderr.isatty(), "", 0
+        self.width = shutil.get_terminal_size().columns - 1 if self.terminal else 120
+
+    def show(self, result: "Result", second: float) -> None:
+        text = result.text_from(max(0, self.settled - self.width))
+        self.settled = result.settled
+        room = self.width - 12
+        text = text if len(text) <= room else f"...{text[3 - room :]}"
         if text == self.text:
             return
         self.text = text
         line = f"{second:8.2f} s  {text}"
-        if self.terminal:
-            import shutil
-
-            width = shutil.get_terminal_size().columns - 1
-            line = line if len(line) <= width else f"{line[:13]}...{text[16 - width :]}"
-            sys.stderr.write(f"\r\x1b[K{line}")
-        else:
-            sys.stderr.write(f"{line}\n")
+        sys.stderr.write(f"\r\x1b[K{line}" if self.terminal else f"{line}\n")
         sys.stderr.flush()
 
     def clear(self) -> None:
@@ -115,8 +147,6 @@ def _pieces(audio: str, rate: int) -> Iterator["np.ndarray"]:
     import numpy as np
 
     if audio != STDIN:
-        from espnet_mla.transcribe import read
-
         try:
             samples = read(audio, rate)
         except RecipeError as error:
@@ -125,7 +155,7 @@ def _pieces(audio: str, rate: int) -> Iterator["np.ndarray"]:
         yield from (samples[begin : begin + size] for begin in range(0, len(samples), size))
         return
     rest = b""
-    while data := sys.stdin.buffer.read1(1 << 14):
+    while data := sys.stdin.buffer.read1(READ):
         data = rest + data
         even = len(data) // 2 * 2
         rest = data[even:]
@@ -143,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
         "--times", action="store_true", help="at the end a line for each token: its second, a tab, the token"
     )
     parser.add_argument("--fs", type=int, metavar="HZ", help="of the standard input (default: the model's)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default the GPU where there is one")
     parser.add_argument("--inference_asr_model", help="of an experiment's folder: the model's file (valid.acc.ave.pth)")
     parser.add_argument(
         "--chunk_size", type=int, metavar="N", help="encoder frames that are heard at a time (default: the model's)"
@@ -151,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--left_chunks", type=int, metavar="N", help="chunks before them that are seen; -1: all (default: the model's)"
     )
-    parser.add_argument("--beam_size", type=int, metavar="N", help="hypotheses of the CTC search (default: 10)")
+    parser.add_argument("--beam_size", type=int, metavar="N", help="hypotheses of the CTC search (default: 20)")
     parser.add_argument("--ctc_weight", type=float, metavar="W", help="share of CTC in the final score (default: 0.3)")
     parser.add_argument(
         "--no_rescoring", action="store_true", help="the CTC search's text is final: the decoder isn't asked"

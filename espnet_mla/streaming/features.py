@@ -36,7 +36,7 @@ class StreamingFeatures:
     @property
     def nbytes(self) -> int:
         """Bytes of the samples that are kept: those of a window, and those that wait for the rest of theirs."""
-        return 0 if self._waiting is None else self._waiting.numel() * self._waiting.element_size()
+        return 0 if self._waiting is None else self._waiting.nbytes
 
     def accept(self, samples: Tensor, last: bool = False) -> Tensor:
         """Take in samples (time,), and return the features (frames, features) that are whole now."""

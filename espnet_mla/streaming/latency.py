@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from espnet_mla.attention import ALL, Chunks
+from espnet_mla.attention import Chunks
+from espnet_mla.streaming import features
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,17 @@ class Latency:
         return self.chunk + self.look_ahead
 
 
-def latency(model: nn.Module, fs: int, chunks: Chunks) -> Latency | None:
-    """Of a model in these chunks; None where it hears whole utterances.
+def latency(model: nn.Module, fs: int, chunks: Chunks) -> Latency:
+    """Of a model in these chunks, which are not whole utterances.
 
     Args:
-        model: ESPnetASRModel, with a `StreamingEncoder` and ESPnet's default frontend.
+        model: ESPnetASRModel, with a `StreamingEncoder`.
         fs: Hz of its audio.
+
+    Raises:
+        ValueError: its features need whole utterances.
     """
-    if chunks.size == ALL:
-        return None
+    features.check(model.frontend, model.normalize)
     stft, (rate, _) = model.frontend.stft, model.encoder.subsampling
     after = stft.n_fft - (stft.n_fft // 2 if stft.center else 0)
     samples = (model.encoder.features_of(chunks.size) - 1) * stft.hop_length + after

@@ -1,8 +1,9 @@
 """Many streams at once: those that have a chunk ready go through the encoder in one batch."""
 
+import logging
 import math
-from collections.abc import Sequence
 from functools import cached_property
+from itertools import batched
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import numpy as np
 import soxr
 import torch
 from espnet2.asr.ctc import CTC
+from espnet2.asr.espnet_model import ESPnetASRModel
 from torch import Tensor, nn
 
 import espnet_mla
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
     from espnet2.bin.asr_inference import Speech2Text
 
 FULL_SCALE = 1 << 15  # of 16-bit PCM
+LOUDEST = 10.0  # floating-point samples above it are taken for integers that were not scaled
+RESCORED = 60.0
+"""Seconds of the longest stream whose final text the attention decoder has a say in: it has learned utterances."""
+AT_ONCE = 4  # hypotheses that the decoder scores
 
 
 class Result:
@@ -31,31 +37,37 @@ class Result:
 
     Attributes:
         final: whether the stream has ended; until then the last words may still change.
+        settled: how many of the tokens can't change any more.
         score: log probability of the tokens: by CTC, and in a rescored final result by CTC and decoder.
     """
 
-    def __init__(self, pool: "StreamPool", prefix: Prefix, score: float, final: bool):
-        self._pool, self._prefix, self.score, self.final = pool, prefix, score, final
-
-    @cached_property
-    def _heard(self) -> list[tuple[int, float]]:
-        return [(prefix.token, prefix.frame * self._pool.frame_seconds) for prefix in self._prefix]
+    def __init__(self, pool: "StreamPool", beam: PrefixBeam, prefix: Prefix, score: float, final: bool):
+        self._pool, self.score, self.final = pool, score, final
+        self._tokens, self._frames = beam.heard(prefix)
+        self.settled = len(self._tokens) if final else beam.settled
 
     @property
     def tokens(self) -> list[str]:
         """The tokens."""
-        return self._pool.speech2text.converter.ids2tokens([token for token, _ in self._heard])
+        return self._pool.speech2text.converter.ids2tokens(self._tokens)
 
     @property
     def times(self) -> list[float]:
-        """Where each token begins, in seconds from the beginning of the stream."""
-        return [second for _, second in self._heard]
+        """Where each token was most probably begun, in seconds from the beginning of the stream."""
+        return [frame * self._pool.frame_seconds for frame in self._frames]
 
     @cached_property
     def text(self) -> str:
-        """The text of the tokens."""
-        tokenizer = self._pool.speech2text.tokenizer
-        text = tokenizer.tokens2text(self.tokens) if tokenizer is not None else " ".join(self.tokens)
+        """The text of all tokens."""
+        return self.text_from(0)
+
+    def text_from(self, token: int) -> str:
+        """The text of the tokens from that number on: of a long stream what is new, if that was the number settled."""
+        tokens, tokenizer = (
+            self._pool.speech2text.converter.ids2tokens(self._tokens[token:]),
+            self._pool.speech2text.tokenizer,
+        )
+        text = tokenizer.tokens2text(tokens) if tokenizer is not None else " ".join(tokens)
         return " ".join(text.split())  # CTC may have found a space of its own
 
     def __repr__(self) -> str:
@@ -77,8 +89,8 @@ class StreamPool:
         model: ESPnet's Speech2Text, or what `espnet_mla.from_pretrained` takes.
         chunk_size, left_chunks: as `StreamingEncoder.set_chunks` takes them.
         beam_size: prefixes that the CTC search follows.
-        rescoring: whether a stream's final text is chosen among these by the attention decoder too. The encoder's output
-            is then kept to its end.
+        rescoring: whether a stream's final text is chosen among these by the attention decoder too, where there is one
+            that can, and the stream is no longer than `RESCORED` seconds. Its encoder's output is kept until then.
         ctc_weight: share of CTC in the score of the final text, from 0 to 1.
         options: of `espnet_mla.from_pretrained`, where `model` is a name: device, dtype, ...
 
@@ -93,7 +105,7 @@ class StreamPool:
         *,
         chunk_size: int | None = None,
         left_chunks: int | None = None,
-        beam_size: int = 10,
+        beam_size: int = 20,
         rescoring: bool = True,
         ctc_weight: float = 0.3,
         **options: object,
@@ -110,11 +122,10 @@ class StreamPool:
         self.model = model.asr_model.eval()
         self.encoder = _streaming_encoder(self.model)
         features.check(self.model.frontend, self.model.normalize)
-        self.encoder.stream(chunk_size, left_chunks)  # raises where the options are wrong
-        self._cut = chunk_size, left_chunks
+        self.chunks = self.encoder.stream(chunk_size, left_chunks).chunks
         self.fs = sampling_rate(vars(model.asr_train_args))
         self.beam_size, self.ctc_weight = beam_size, ctc_weight
-        self.rescoring = rescoring and self.model.decoder is not None and ctc_weight < 1
+        self.rescoring = rescoring and ctc_weight < 1 and _scores(self.model)
         self.frame_seconds = self.encoder.subsampling[0] * self.model.frontend.hop_length / self.fs
         self.streams: list[PooledStream] = []
 
@@ -127,9 +138,14 @@ class StreamPool:
         """Begin a stream.
 
         Args:
-            fs: Hz of its audio, which is resampled where the model has another.
+            fs: Hz of its audio, which is resampled where the model has another; None for the model's.
+
+        Raises:
+            ValueError: fs is no rate.
         """
-        stream = PooledStream(self, self.encoder.stream(*self._cut), fs or self.fs)
+        if fs is not None and (not isinstance(fs, int) or fs < 1):
+            raise ValueError(f"fs: {fs!r} must be a whole number of Hz")
+        stream = PooledStream(self, self.encoder.stream(self.chunks.size, self.chunks.left), fs or self.fs)
         self.streams.append(stream)
         return stream
 
@@ -139,7 +155,7 @@ class StreamPool:
 
         Returns:
             The streams that have a new result; none where no stream has a chunk. Those that have ended are no longer in the
-            pool.
+            pool. Should the encoder fail, every stream is where it was.
         """
         ready = [stream for stream in self.streams if stream.ready()]
         if not ready:
@@ -149,37 +165,29 @@ class StreamPool:
         frames, counts = self.encoder.forward_chunk(
             nn.utils.rnn.pad_sequence(pieces, batch_first=True), state, list(map(len, pieces)), last
         )
-        counts = counts.tolist()
-        log_probs = self.model.ctc.log_softmax(frames).float().cpu() if frames.shape[1] else None
-        for row, (stream, count) in enumerate(zip(ready, counts, strict=True)):
-            stream.state = state if len(ready) == 1 else state.select([row])
-            stream._heard(frames[row, :count], log_probs[row, :count] if count else None)
-            if stream.state.ended[0]:
-                self.streams.remove(stream)
+        log_probs = self.model.ctc.log_softmax(frames).float().cpu() if frames.shape[1] else frames
+        for row, (stream, piece, count) in enumerate(zip(ready, pieces, counts.tolist(), strict=True)):
+            moved = state if len(ready) == 1 else state.select([row])
+            stream._moved(moved, len(piece), frames[row, :count], log_probs[row, :count])
+        self.streams = [stream for stream in self.streams if not stream.state.ended[0]]
+        for stream in ready:
+            stream._tell()
         return ready
 
-    def _best(self, beam: PrefixBeam, encoded: Sequence[Tensor], final: bool) -> Result:
-        hypotheses = beam.best
-        if final and self.rescoring and encoded:
-            hypotheses = self._rescored(hypotheses, torch.cat(list(encoded)))
-        prefix, score = hypotheses[0]
-        return Result(self, prefix, score, final)
-
-    def _rescored(self, hypotheses: list[tuple[Prefix, float]], encoded: Tensor) -> list[tuple[Prefix, float]]:
-        """The hypotheses with the scores of CTC and decoder, the best first."""
-        tokens = [torch.tensor([prefix.token for prefix in one], dtype=torch.long) for one, _ in hypotheses]
-        lengths = torch.tensor(list(map(len, tokens)))
-        labels = nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=self.model.ignore_id)
-        rows = len(tokens)
-        nll = self.model.nll(
-            encoded.expand(rows, -1, -1),
-            torch.full((rows,), len(encoded), device=encoded.device),
-            labels.to(encoded.device),
-            lengths.to(encoded.device),
-        ).tolist()
-        weight = self.ctc_weight
-        scored = [(one, weight * ctc - (1 - weight) * att) for (one, ctc), att in zip(hypotheses, nll, strict=True)]
-        return sorted(scored, key=lambda item: item[1], reverse=True)
+    def _rescored(self, beam: PrefixBeam, encoded: Tensor) -> tuple[Prefix, float]:
+        """The prefix that CTC and decoder together score best, and its score."""
+        scored = []
+        for some in batched(beam.best, AT_ONCE):
+            tokens = [torch.tensor(beam.heard(prefix)[0], dtype=torch.long) for prefix, _ in some]
+            labels = nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=self.model.ignore_id)
+            lengths = torch.tensor(list(map(len, tokens)))
+            frames = torch.full((len(some),), len(encoded))
+            nll = self.model.nll(
+                encoded.expand(len(some), -1, -1), *(x.to(encoded.device) for x in (frames, labels, lengths))
+            )
+            for (prefix, ctc), decoder in zip(some, nll.tolist(), strict=True):
+                scored.append((prefix, self.ctc_weight * ctc - (1 - self.ctc_weight) * decoder))
+        return max(scored, key=lambda one: one[1])
 
 
 class PooledStream:
@@ -199,14 +207,14 @@ class PooledStream:
         self._waiting: Tensor | None = None  # features that no chunk has taken
         self._ended = False
         self._beam = PrefixBeam(pool.beam_size, pool.model.blank_id)
-        self._encoded: list[Tensor] = []
-        self.result = pool._best(self._beam, (), final=False)
+        self._encoded: list[Tensor] = []  # the encoder's output, for rescoring
+        self._tell()
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are kept of it: the encoder's state, what waits, and with rescoring the encoder's output."""
-        waiting = [*self._pieces, *self._encoded] + ([] if self._waiting is None else [self._waiting])
-        return self.state.nbytes + self._features.nbytes + sum(x.numel() * x.element_size() for x in waiting)
+        """Bytes that are kept of it: the encoder's state, what waits, the tokens, with rescoring the encoder's output."""
+        tensors = [*self._pieces, *self._encoded] + ([] if self._waiting is None else [self._waiting])
+        return self.state.nbytes + self._features.nbytes + self._beam.nbytes + sum(tensor.nbytes for tensor in tensors)
 
     def accept(self, samples: "np.ndarray | Tensor") -> None:
         """Take in samples.
@@ -262,19 +270,38 @@ class PooledStream:
             new = self._features.accept(torch.cat(pieces), last=self._ended)
             self._waiting = new if self._waiting is None else torch.cat((self._waiting, new))
             self._pieces = []
-        missing = min(self._missing(), len(self._waiting))
-        taken, self._waiting = self._waiting[:missing], self._waiting[missing:].clone()
-        return taken, self._ended and not len(self._waiting)
+        taken = self._waiting[: min(self._missing(), len(self._waiting))]
+        return taken, self._ended and len(taken) == len(self._waiting)
 
-    def _heard(self, frames: Tensor, log_probs: Tensor | None) -> None:
-        """Take in the new frames (time, d_model) of the encoder's output, and what CTC makes of them."""
-        if log_probs is not None:
+    def _moved(self, state: Stream, taken: int, frames: Tensor, log_probs: Tensor) -> None:
+        """Go on from a chunk.
+
+        Args:
+            state: after it.
+            taken: how many of the waiting features it took.
+            frames: of the encoder's output that are new, (time, d_model).
+            log_probs: what CTC makes of them, (time, tokens).
+        """
+        self.state, self._waiting = state, self._waiting[taken:].clone()
+        if len(frames):
             self._beam.extend(log_probs)
-            if self.pool.rescoring:
-                self._encoded.append(frames.clone())
-        self.result = self.pool._best(self._beam, self._encoded, final=self.state.ended[0])
-        if self.result.final:
+        if self.pool.rescoring and state.frames[0] * self.pool.frame_seconds <= RESCORED:
+            self._encoded.append(frames.clone())
+        else:
             self._encoded = []
+
+    def _tell(self) -> None:
+        """Make the result."""
+        final = self.state.ended[0]
+        best = self._beam.best[0]
+        if final and sum(map(len, self._encoded)):
+            try:
+                best = self.pool._rescored(self._beam, torch.cat(self._encoded))
+            except RuntimeError as error:  # no memory
+                logging.warning("The decoder could not choose among the hypotheses, CTC does: %s", error)
+        if final:
+            self._encoded = []
+        self.result = Result(self.pool, self._beam, *best, final)
 
 
 def checked(samples: "np.ndarray | Tensor") -> np.ndarray:
@@ -283,6 +310,9 @@ def checked(samples: "np.ndarray | Tensor") -> np.ndarray:
     Raises:
         ValueError: they are of another shape or kind, or not finite.
     """
+    if isinstance(samples, Tensor):
+        samples = samples.detach().cpu()
+        samples = (samples.float() if samples.is_floating_point() else samples).numpy()
     samples = np.asarray(samples)
     if samples.ndim != 1:
         raise ValueError(f"samples of shape {samples.shape}: one channel, (time,), is needed")
@@ -290,10 +320,21 @@ def checked(samples: "np.ndarray | Tensor") -> np.ndarray:
         return samples.astype(np.float32) / FULL_SCALE
     if not np.issubdtype(samples.dtype, np.floating):
         raise ValueError(f"samples of {samples.dtype}: floating-point numbers from -1 to 1 or int16 are needed")
+    with np.errstate(over="ignore"):
+        samples = samples.astype(np.float32)
     finite = np.isfinite(samples)
     if not finite.all():
-        raise ValueError(f"sample {int(finite.argmin())} of {len(samples)} is {samples[finite.argmin()]}, not a number")
-    return samples.astype(np.float32)
+        wrong = int(finite.argmin())
+        raise ValueError(f"sample {wrong} of {len(samples)} is {samples[wrong]}, not a number")
+    if len(samples) and (peak := np.abs(samples).max()) > LOUDEST:
+        raise ValueError(f"samples reach {peak:g}: floating-point ones are from -1 to 1; 16-bit integers are int16")
+    return samples
+
+
+def _scores(model: nn.Module) -> bool:
+    """Whether the model has a decoder that scores a text from the encoder's output, and not a transducer's, say."""
+    attention = type(model).nll is ESPnetASRModel.nll and not getattr(model, "use_transducer_decoder", False)
+    return attention and model.decoder is not None
 
 
 def _streaming_encoder(model: nn.Module) -> StreamingEncoder:

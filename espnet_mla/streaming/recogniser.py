@@ -53,11 +53,14 @@ class StreamingSpeech2Text:
 
     def finish(self) -> Result:
         """The final result. What is accepted after it is another stream."""
-        self.stream.finish()
-        self._advance()
-        result = self.stream.result
-        self.stream = self.pool.open(self._fs)
-        return result
+        ended = self.stream
+        ended.finish()
+        try:
+            self._advance()
+        finally:
+            ended.close()
+            self.stream = self.pool.open(self._fs)
+        return ended.result
 
     def _advance(self) -> bool:
         new = False

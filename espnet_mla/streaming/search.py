@@ -1,23 +1,31 @@
 """CTC prefix beam search over frames that come one after the other, with the time of each token.
 
 ESPnet's own time-synchronous search keeps a prefix as a tuple, which takes longer to extend the longer it is, and no
-times. Here a prefix is its last token and the prefix before it, so that a frame costs the same after an hour.
+times. Here a prefix is its last token and the prefix before it, and what all prefixes of the beam have in common is laid
+aside, so that a frame costs the same after an hour.
 """
 
 import math
+from array import array
 from collections.abc import Iterator
 from weakref import WeakValueDictionary
 
 from torch import Tensor
 
 NOTHING = -math.inf
+TOKENS = 8
+"""How many tokens may extend a prefix at a frame. CTC is rarely undecided among more."""
+SETTLED_EVERY = 64
+"""After how many frames it is looked for what all prefixes have in common."""
+OPEN = 1500
+"""For how many frames a doubt may stay open. Two texts that are as good as each other would stay side by side for ever."""
 
 
 class Prefix:
     """A token and what stands before it; the empty prefix has no token.
 
     Attributes:
-        frame: at which the token begins: where that was most probable, given the frames so far.
+        frame: at which the token was most probably begun, as far as the frames up to then tell.
     """
 
     __slots__ = ("__weakref__", "_best", "_children", "frame", "parent", "token")
@@ -46,7 +54,7 @@ class Prefix:
             self.frame, self._best = frame, score
 
     def __iter__(self) -> Iterator["Prefix"]:
-        """The prefixes of its tokens, the first one first."""
+        """The prefixes of its tokens, the first one first, from where the beam has laid the others aside."""
         path, at = [], self
         while at.parent is not None:
             path.append(at)
@@ -60,26 +68,46 @@ class PrefixBeam:
     Args:
         beam_size: how many are followed.
         blank: CTC's.
-        tokens: how many tokens, the most probable ones, may extend a prefix at a frame; default `beam_size`.
+        tokens: how many tokens, the most probable ones, may extend a prefix at a frame.
     """
 
-    def __init__(self, beam_size: int, blank: int = 0, tokens: int | None = None):
-        self.beam_size, self.blank, self.tokens = beam_size, blank, tokens or beam_size
+    def __init__(self, beam_size: int, blank: int = 0, tokens: int = TOKENS):
+        self.beam_size, self.blank, self.tokens = beam_size, blank, tokens
         self.frames = 0
+        # Tokens that all prefixes begin with, and their frames.
+        self._settled = array("l"), array("l")
         # prefix -> log probabilities of all paths to it that end in a blank, and in its token; the most probable first
         self._hypotheses: dict[Prefix, tuple[float, float]] = {Prefix(): (0.0, NOTHING)}
+
+    @property
+    def settled(self) -> int:
+        """How many tokens can't change any more, since all prefixes begin with them; there may be more of them."""
+        return len(self._settled[0])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is settled; the rest does not grow."""
+        return sum(part.itemsize * len(part) for part in self._settled)
 
     @property
     def best(self) -> list[tuple[Prefix, float]]:
         """The prefixes and their log probabilities, the most probable first."""
         return [(prefix, _add(*both)) for prefix, both in self._hypotheses.items()]
 
+    def heard(self, prefix: Prefix) -> tuple[list[int], list[int]]:
+        """The tokens of a prefix of `best`, and the frames that they begin at."""
+        tokens, frames = (list(part) for part in self._settled)
+        own = list(prefix)
+        return tokens + [one.token for one in own], frames + [one.frame for one in own]
+
     def extend(self, log_probs: Tensor) -> None:
         """Take in the frames log_probs (time, tokens)."""
-        tops = log_probs.topk(min(self.tokens, log_probs.shape[-1])).indices.tolist()
+        tops = log_probs.topk(min(self.tokens + 1, log_probs.shape[-1])).indices.tolist()
         for frame, top in zip(log_probs.tolist(), tops, strict=True):
-            self._step(frame, [token for token in top if token != self.blank])
+            self._step(frame, [token for token in top if token != self.blank][: self.tokens])
             self.frames += 1
+            if self.frames % SETTLED_EVERY == 0:
+                self._settle()
 
     def _step(self, log_prob: list[float], top: list[int]) -> None:
         silence = log_prob[self.blank]
@@ -110,6 +138,28 @@ class PrefixBeam:
             if key in begun:
                 prefix.begun(self.frames, begun[key])
             self._hypotheses[prefix] = blank, label
+
+    def _settle(self) -> None:
+        """Lay aside what all prefixes begin with: it becomes their empty prefix, which still knows its last token.
+
+        Prefixes that differ from the best one by tokens of more than `OPEN` frames ago are given up.
+        """
+        best, *_ = self._hypotheses
+        old = [one for one in best if one.frame < self.frames - OPEN]
+        if old:
+            self._hypotheses = {one: both for one, both in self._hypotheses.items() if old[-1] in one}
+        paths = [list(prefix) for prefix in self._hypotheses]
+        common = 0
+        for ones in zip(*paths, strict=False):
+            if any(one is not ones[0] for one in ones):
+                break
+            common += 1
+        if not common:
+            return
+        for one in paths[0][:common]:
+            self._settled[0].append(one.token)
+            self._settled[1].append(one.frame)
+        paths[0][common - 1].parent = None
 
 
 def _add(a: float, b: float) -> float:

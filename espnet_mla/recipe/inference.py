@@ -41,6 +41,7 @@ def take_options(arguments: Sequence[str]) -> list[str]:
 
 
 def _hear(model: "nn.Module", args: argparse.Namespace, chunk_size: int | None, left_chunks: int | None) -> None:
+    from espnet_mla.attention import ALL
     from espnet_mla.models.streaming import StreamingEncoder
     from espnet_mla.streaming.latency import latency
     from espnet_mla.trained import sampling_rate
@@ -54,11 +55,13 @@ def _hear(model: "nn.Module", args: argparse.Namespace, chunk_size: int | None, 
     if encoder.streaming is None and not asked:
         return
     chunks = encoder.set_chunks(chunk_size, left_chunks)
-    takes = latency(model, sampling_rate(vars(args)), chunks)
-    if takes is None:
+    if chunks.size == ALL:
         logging.info("Heard as a whole")
         return
-    logging.info(
-        f"Heard in chunks of {chunks.size} frames, {'all' if chunks.left < 0 else chunks.left} before them: latency "
-        f"{takes.milliseconds:g} ms ({takes.chunk:g} ms, and {takes.look_ahead:g} ms ahead)"
-    )
+    how = f"in chunks of {chunks.size} frames, {'all' if chunks.left == ALL else chunks.left} before them"
+    try:
+        takes = latency(model, sampling_rate(vars(args)), chunks)
+        how += f": latency {takes.milliseconds:g} ms ({takes.chunk:g} ms, and {takes.look_ahead:g} ms ahead)"
+    except ValueError as error:
+        how += f": latency unknown ({error})"
+    logging.info(f"Heard {how}")

@@ -30,10 +30,13 @@ from measuring import build
 from rapidfuzz.distance import Levenshtein
 
 import espnet_mla
+from espnet_mla.attention import Chunks
+from espnet_mla.streaming.latency import latency
 
 CHUNK = 16  # frames
 FS = 16000
 SECONDS = 0.64  # of a chunk
+FRAME, AHEAD = 40, 36  # milliseconds: of a frame, and that the last one sees ahead
 HOUR = 60  # minutes that the long stream runs
 STREAMING = [
     f"--encoder_conf streaming.{key}={value}".split() for key, value in (("chunk_size", CHUNK), ("left_chunks", 8))
@@ -157,12 +160,13 @@ def speed() -> None:
         for name in ("mha", "mla"):
             young, a_chunk = hearing(models[name], 1)
             bytes_ = young.stream.state.nbytes
+            whole_bytes = young.stream.nbytes
             old, a_late_chunk = hearing(models[name], HOUR)
             seconds = by_turns({"1": a_chunk, "60": a_late_chunk}, 100)
             print(
                 f"\n{name}, after {HOUR} minutes against after 1: {seconds['60'] / seconds['1']:.3f} "
                 f"({1000 * seconds['60']:.1f} and {1000 * seconds['1']:.1f} ms), the state grew by "
-                f"{old.stream.state.nbytes - bytes_} B",
+                f"{old.stream.state.nbytes - bytes_} B, the tokens and their times by {old.stream.nbytes - whole_bytes} B",
                 flush=True,
             )
         held(models["mla"])
@@ -193,7 +197,7 @@ def words(hear: Callable[[np.ndarray], str], data: dict[str, Utterances]) -> str
 
 def ours(model: object, chunk_size: int, rescoring: bool) -> Callable[[np.ndarray], str]:
     recogniser = espnet_mla.StreamingSpeech2Text(model, chunk_size=chunk_size, rescoring=rescoring)
-    piece = round((SECONDS if chunk_size < 0 else 0.04 * chunk_size) * FS)
+    piece = round((SECONDS if chunk_size < 0 else chunk_size * recogniser.pool.frame_seconds) * FS)
 
     def hear(samples: np.ndarray) -> str:
         for begin in range(0, len(samples), piece):
@@ -216,7 +220,7 @@ def espnets(model: object) -> tuple[Callable[[np.ndarray], str], str]:
         ctc_weight=0.3,
     )
     encoder = model.asr_model.encoder
-    piece = round(0.04 * encoder.hop_size * FS)
+    piece = round(FRAME * encoder.hop_size / 1000 * FS)
 
     def hear(samples: np.ndarray) -> str:
         pieces = [samples[begin : begin + piece] for begin in range(0, len(samples), piece)]
@@ -225,8 +229,8 @@ def espnets(model: object) -> tuple[Callable[[np.ndarray], str], str]:
             results = recogniser(one, is_final=number == len(pieces) - 1)
         return results[0][0] if results else ""
 
-    latency = 40 * (encoder.hop_size + encoder.look_ahead) + 36
-    return hear, f"{latency} ms, at the beginning {40 * encoder.block_size + 36}"
+    takes = FRAME * (encoder.hop_size + encoder.look_ahead) + AHEAD
+    return hear, f"{takes} ms, at the beginning {FRAME * encoder.block_size + AHEAD}"
 
 
 def wer(recipe: Path, experiments: Sequence[str]) -> None:
@@ -242,14 +246,14 @@ def wer(recipe: Path, experiments: Sequence[str]) -> None:
         with contextlib.chdir(recipe / "mini"):
             model = espnet_mla.from_pretrained(f"exp/asr_{name}", device="cpu")
         if not isinstance(model.asr_model.encoder, StreamingEncoder):
-            hear, latency = espnets(model)
-            print(f"| {name} | {latency} | CTC and decoder | {words(hear, data)} |", flush=True)
+            hear, takes = espnets(model)
+            print(f"| {name} | {takes} | CTC and decoder | {words(hear, data)} |", flush=True)
             continue
         for size in (-1, 32, 16, 8):
-            latency = "offline" if size < 0 else f"{40 * size + 36} ms"
-            for rescoring in (True, False):
+            takes = "offline" if size < 0 else f"{latency(model.asr_model, FS, Chunks(size, 8)).milliseconds:g} ms"
+            for rescoring in (True, False) if size in (-1, 16) else (True,):
                 by = "rescored" if rescoring else "CTC alone"
-                print(f"| {name} | {latency} | {by} | {words(ours(model, size, rescoring), data)} |", flush=True)
+                print(f"| {name} | {takes} | {by} | {words(ours(model, size, rescoring), data)} |", flush=True)
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ def collapsed(path):
 
 def read(beam):
     """Each text of the beam, and its score."""
-    return [(tuple(beam.heard(prefix)[0]), score) for prefix, score in beam.best]
+    return [(tuple(beam.heard(prefix).tokens), score) for prefix, score in beam.best]
 
 
 @settings(max_examples=30, deadline=None)
@@ -85,7 +85,8 @@ def test_a_token_begins_where_it_is_most_probable():
     log_probs[range(len(path)), path] = 0.9
     beam = PrefixBeam(4)
     beam.extend(log_probs.log())
-    assert beam.heard(beam.best[0][0]) == ([1, 2, 2], [2, 6, 8])
+    heard = beam.heard(beam.best[0][0])
+    assert (heard.tokens, heard.frames) == ([1, 2, 2], [2, 6, 8])
 
 
 def test_a_token_that_cannot_be_is_never_found():
@@ -131,10 +132,10 @@ def test_after_an_hour_no_more_is_kept_than_a_number_and_a_frame_for_each_token(
     for piece in likely(6000, 20).split(1000):
         beam.extend(piece)
         most = max(most, alive() - before)
-    tokens, frames = beam.heard(beam.best[0][0])
-    assert len(tokens) > 1500 and frames == sorted(frames)
-    assert most < 500 and len(tokens) - beam.settled < 100
-    assert beam.nbytes == 2 * 8 * beam.settled
+    heard = beam.heard(beam.best[0][0])
+    assert len(heard) == len(heard.tokens) > 1500 and heard.frames == sorted(heard.frames)
+    assert most < 500 and len(heard) - heard.settled < 100
+    assert beam.nbytes == 2 * 8 * heard.settled
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -145,9 +146,10 @@ def test_laying_aside_what_is_settled_changes_no_text_and_no_time(seed, monkeypa
     monkeypatch.setattr(search, "OPEN", 100)
     beam = PrefixBeam(8)
     beam.extend(log_probs)
-    assert whole.settled < 100 < beam.settled
     (best, score), (expected, its_score) = beam.best[0], whole.best[0]
-    assert beam.heard(best) == whole.heard(expected)
+    ours, theirs = beam.heard(best), whole.heard(expected)
+    assert theirs.settled < 100 < ours.settled
+    assert (ours.tokens, ours.frames) == (theirs.tokens, theirs.frames)
     assert score >= its_score  # the places that are free are taken by paths to what is left
 
 

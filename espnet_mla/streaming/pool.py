@@ -43,18 +43,18 @@ class Result:
 
     def __init__(self, pool: "StreamPool", beam: PrefixBeam, prefix: Prefix, score: float, final: bool):
         self._pool, self.score, self.final = pool, score, final
-        self._tokens, self._frames = beam.heard(prefix)
-        self.settled = len(self._tokens) if final else beam.settled
+        self._heard = beam.heard(prefix)
+        self.settled = len(self._heard) if final else self._heard.settled
 
     @property
     def tokens(self) -> list[str]:
         """The tokens."""
-        return self._pool.speech2text.converter.ids2tokens(self._tokens)
+        return self._pool.speech2text.converter.ids2tokens(self._heard.tokens)
 
     @property
     def times(self) -> list[float]:
         """Where each token was most probably begun, in seconds from the beginning of the stream."""
-        return [frame * self._pool.frame_seconds for frame in self._frames]
+        return [frame * self._pool.frame_seconds for frame in self._heard.frames]
 
     @cached_property
     def text(self) -> str:
@@ -64,7 +64,7 @@ class Result:
     def text_from(self, token: int) -> str:
         """The text of the tokens from that number on: of a long stream what is new, if that was the number settled."""
         tokens, tokenizer = (
-            self._pool.speech2text.converter.ids2tokens(self._tokens[token:]),
+            self._pool.speech2text.converter.ids2tokens(self._heard.tokens[token:]),
             self._pool.speech2text.tokenizer,
         )
         text = tokenizer.tokens2text(tokens) if tokenizer is not None else " ".join(tokens)
@@ -178,7 +178,7 @@ class StreamPool:
         """The prefix that CTC and decoder together score best, and its score."""
         scored = []
         for some in batched(beam.best, AT_ONCE):
-            tokens = [torch.tensor(beam.heard(prefix)[0], dtype=torch.long) for prefix, _ in some]
+            tokens = [torch.tensor(beam.heard(prefix).tokens, dtype=torch.long) for prefix, _ in some]
             labels = nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=self.model.ignore_id)
             lengths = torch.tensor(list(map(len, tokens)))
             frames = torch.full((len(some),), len(encoded))

@@ -62,6 +62,34 @@ class Prefix:
         return reversed(path)
 
 
+class Heard:
+    """The tokens of a prefix as they are now, and the frames that they begin at.
+
+    Args:
+        settled: the tokens that the beam has laid aside, and their frames; more may be appended to both later.
+        prefix: what comes after them.
+    """
+
+    def __init__(self, settled: tuple[array, array], prefix: Prefix):
+        self.settled = len(settled[0])
+        self._before = settled
+        self._own = [(one.token, one.frame) for one in prefix]
+
+    def __len__(self) -> int:
+        """How many tokens."""
+        return self.settled + len(self._own)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens."""
+        return self._before[0][: self.settled].tolist() + [token for token, _ in self._own]
+
+    @property
+    def frames(self) -> list[int]:
+        """Where they begin."""
+        return self._before[1][: self.settled].tolist() + [frame for _, frame in self._own]
+
+
 class PrefixBeam:
     """The most probable prefixes (Graves and Jaitly 2014; Hannun et al. 2014, arXiv 1408.2873, algorithm 1).
 
@@ -80,11 +108,6 @@ class PrefixBeam:
         self._hypotheses: dict[Prefix, tuple[float, float]] = {Prefix(): (0.0, NOTHING)}
 
     @property
-    def settled(self) -> int:
-        """How many tokens can't change any more, since all prefixes begin with them; there may be more of them."""
-        return len(self._settled[0])
-
-    @property
     def nbytes(self) -> int:
         """Bytes of what is settled; the rest does not grow."""
         return sum(part.itemsize * len(part) for part in self._settled)
@@ -94,11 +117,9 @@ class PrefixBeam:
         """The prefixes and their log probabilities, the most probable first."""
         return [(prefix, _add(*both)) for prefix, both in self._hypotheses.items()]
 
-    def heard(self, prefix: Prefix) -> tuple[list[int], list[int]]:
-        """The tokens of a prefix of `best`, and the frames that they begin at."""
-        tokens, frames = (list(part) for part in self._settled)
-        own = list(prefix)
-        return tokens + [one.token for one in own], frames + [one.frame for one in own]
+    def heard(self, prefix: Prefix) -> Heard:
+        """The tokens of a prefix of `best`."""
+        return Heard(self._settled, prefix)
 
     def extend(self, log_probs: Tensor) -> None:
         """Take in the frames log_probs (time, tokens)."""

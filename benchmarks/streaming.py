@@ -6,9 +6,10 @@
 `speed` measures models with random weights, whose CTC is as undecided as can be, so that the search has as much to do as it
 ever has. What is compared runs by turns, and of each the median is shown.
 
-`wer` hears every utterance through StreamingSpeech2Text, offline and at several latencies, and ESPnet's contextual block
-models through ESPnet's own Speech2TextStreaming, in pieces as long as their hop, on one core: the mini corpus's test sets
-(591 words), and 800 further sentences, half of them by the voices of the training set (4,039 words). The models are trained by
+`wer` hears every utterance through StreamingSpeech2Text, offline and at several latencies, with the text of CTC alone and
+rescored; through ESPnet's search, as stage 12 does; and ESPnet's contextual block models through ESPnet's own
+Speech2TextStreaming, in pieces as long as their hop; on one core. The mini corpus's test sets (591 words), and 800 further
+sentences, half of them by the voices of the training set (4,039 words). The models are trained by
 
     ./run.sh --corpus mini --asr_config conf/conformer_mla_streaming.yaml --asr_args "--max_epoch 24" --stop_stage 11
 """
@@ -36,6 +37,7 @@ from espnet_mla.streaming.latency import latency
 CHUNK = 16  # frames
 FS = 16000
 SECONDS = 0.64  # of a chunk
+DECODING = {"beam_size": 5, "ctc_weight": 0.3}  # of ESPnet's searches, as the recipe's on the mini corpus
 FRAME, AHEAD = 40, 36  # milliseconds: of a frame, and that the last one sees ahead
 HOUR = 60  # minutes that the long stream runs
 STREAMING = [
@@ -195,9 +197,9 @@ def words(hear: Callable[[np.ndarray], str], data: dict[str, Utterances]) -> str
     return " | ".join([*cells, f"{taken / audio:.4f}"])
 
 
-def ours(model: object, chunk_size: int, rescoring: bool) -> Callable[[np.ndarray], str]:
-    recogniser = espnet_mla.StreamingSpeech2Text(model, chunk_size=chunk_size, rescoring=rescoring)
-    piece = round((SECONDS if chunk_size < 0 else chunk_size * recogniser.pool.frame_seconds) * FS)
+def ours(model: object, size: int, final: str) -> Callable[[np.ndarray], str]:
+    recogniser = espnet_mla.StreamingSpeech2Text(model, chunk_size=size, rescoring=final == "rescored")
+    piece = round((SECONDS if size < 0 else size * recogniser.pool.frame_seconds) * FS)
 
     def hear(samples: np.ndarray) -> str:
         for begin in range(0, len(samples), piece):
@@ -205,6 +207,12 @@ def ours(model: object, chunk_size: int, rescoring: bool) -> Callable[[np.ndarra
         return recogniser.finish().text
 
     return hear
+
+
+def searched(model: object, size: int) -> Callable[[np.ndarray], str]:
+    """As stage 12 decodes: ESPnet's search over what the encoder makes in these chunks."""
+    model.asr_model.encoder.set_chunks(size)
+    return lambda samples: model(samples)[0][0]
 
 
 def espnets(model: object) -> tuple[Callable[[np.ndarray], str], str]:
@@ -216,8 +224,7 @@ def espnets(model: object) -> tuple[Callable[[np.ndarray], str], str]:
         asr_train_args=model.asr_train_args,
         token_type=model.asr_train_args.token_type,
         bpemodel=model.asr_train_args.bpemodel,
-        beam_size=10,
-        ctc_weight=0.3,
+        **DECODING,
     )
     encoder = model.asr_model.encoder
     piece = round(FRAME * encoder.hop_size / 1000 * FS)
@@ -233,27 +240,32 @@ def espnets(model: object) -> tuple[Callable[[np.ndarray], str], str]:
     return hear, f"{takes} ms, at the beginning {FRAME * encoder.block_size + AHEAD}"
 
 
-def wer(recipe: Path, experiments: Sequence[str]) -> None:
+def wer(recipe: Path, experiments: Sequence[str], sets: Sequence[str]) -> None:
     from espnet_mla.models.streaming import StreamingEncoder
 
     torch.set_num_threads(1)
     if not (recipe / "mini/further").exists():
         further_sentences(recipe)
-    data = test_sets(recipe)
+    data = {name: utterances for name, utterances in test_sets(recipe).items() if name in sets or not sets}
     print(f"| model | latency | final text | {' | '.join(data)} | all | seconds for a second of audio |")
     print(f"| {' | '.join(['---'] * (len(data) + 5))} |")
     for name in experiments:
         with contextlib.chdir(recipe / "mini"):
-            model = espnet_mla.from_pretrained(f"exp/asr_{name}", device="cpu")
+            model = espnet_mla.from_pretrained(f"exp/asr_{name}", device="cpu", **DECODING)
+        label = name.split("_raw_")[0]
+
+        def row(takes: str, final: str, hear: Callable[[np.ndarray], str], label: str = label) -> None:
+            print(f"| {label} | {takes} | {final} | {words(hear, data)} |", flush=True)
+
         if not isinstance(model.asr_model.encoder, StreamingEncoder):
             hear, takes = espnets(model)
-            print(f"| {name} | {takes} | CTC and decoder | {words(hear, data)} |", flush=True)
+            row(takes, "searched", hear)
             continue
         for size in (-1, 32, 16, 8):
             takes = "offline" if size < 0 else f"{latency(model.asr_model, FS, Chunks(size, 8)).milliseconds:g} ms"
-            for rescoring in (True, False) if size in (-1, 16) else (True,):
-                by = "rescored" if rescoring else "CTC alone"
-                print(f"| {name} | {takes} | {by} | {words(ours(model, size, rescoring), data)} |", flush=True)
+            for final in ("CTC", "rescored"):
+                row(takes, final, ours(model, size, final))
+            row(takes, "searched", searched(model, size))
 
 
 def main() -> None:
@@ -262,12 +274,13 @@ def main() -> None:
     commands.add_parser("speed")
     of = commands.add_parser("wer")
     of.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="as conformer_mla_streaming_raw_en_bpe60")
+    of.add_argument("--sets", nargs="+", default=[], help="some of the sets (default: all)")
     of.add_argument("--recipe", type=Path, default=RECIPE, help="its folder, with mini/ (default: this repository's)")
     options = parser.parse_args()
     if options.command == "speed":
         speed()
     else:
-        wer(options.recipe.resolve(), options.experiments)
+        wer(options.recipe.resolve(), options.experiments, options.sets)
 
 
 if __name__ == "__main__":

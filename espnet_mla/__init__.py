@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from espnet2.bin.asr_inference import Speech2Text
 
-    from espnet_mla.streaming.pool import StreamPool
-    from espnet_mla.streaming.recogniser import StreamingSpeech2Text
+    from espnet_mla.streaming.pool import StreamPool as StreamPool
+    from espnet_mla.streaming.recogniser import StreamingSpeech2Text as StreamingSpeech2Text
 
 __version__ = "0.1.0"
 
@@ -46,7 +46,7 @@ def from_pretrained(source: str | os.PathLike[str], **options: object) -> "Speec
 def __getattr__(name: str) -> object:
     """`StreamingSpeech2Text` and `StreamPool`, which bring in ESPnet, only when they are asked for."""
     if name == "StreamingSpeech2Text":
-        from espnet_mla.streaming.recogniser import StreamingSpeech2Text
+        from espnet_mla.streaming.recogniser import StreamingSpeech2Text as StreamingSpeech2Text
 
         return StreamingSpeech2Text
     if name == "StreamPool":

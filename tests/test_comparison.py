@@ -174,3 +174,26 @@ def test_two_experiments_of_one_name_are_refused(tmp_path, figures):
     shutil.rmtree(second)
     with pytest.raises(RecipeError, match="is no folder of an experiment"):
         compare([first, second], [])
+
+
+def test_streams_are_compared_where_a_model_can_be_streamed(tmp_path, figures):
+    stream = {
+        "chunk_size": 16, "left_chunks": 8, "latency_ms": 676.0, "bytes": 600000, "per_gigabyte": 1666,
+        "chunk": {"audio_seconds": 0.64, "seconds": 0.02, "least": 0.019, "most": 0.03, "runs": 10, "real_time_factor": 0.03125},
+    }  # fmt: skip
+    smaller = stream | {"bytes": 300000, "per_gigabyte": 3333}
+    other = smaller | {"chunk_size": 8, "latency_ms": 356.0}
+    places = [
+        experiment(tmp_path, figures, name, **({"streaming": of} if of else {}))
+        for name, of in (("A", stream), ("B", smaller), ("C", other), ("D", None))
+    ]
+    found = compare(places, ["A"])
+    assert [cell(found, row, "stream.latency").value for row in "ABCD"] == [676, 676, 356, None]
+    assert cell(found, "B", "stream.bytes").difference == pytest.approx(-50)
+    assert cell(found, "C", "stream.bytes").difference is None, "other chunks keep other bytes"
+    chunk = cell(found, "A", "stream.chunk_rtf")
+    assert (chunk.value, chunk.least, chunk.most) == (0.03125, 0.019 / 0.64, 0.03 / 0.64)
+    assert cell(found, "D", "stream.bytes").missing == [
+        "only a model that was trained with encoder_conf: streaming has one"
+    ]
+    assert not any(key.startswith("stream.") for _, key in compare([places[3]], []).cells)

@@ -394,7 +394,7 @@ def test_where_the_decoder_runs_out_of_memory_ctc_has_the_last_word(speech2text,
 
 
 def test_the_decoder_has_no_say_in_streams_longer_than_it_has_learned(speech2text, speech, monkeypatch):
-    monkeypatch.setattr("espnet_mla.streaming.pool.RESCORED", 1.0)
+    monkeypatch.setattr("espnet_mla.streaming.stream.RESCORED", 1.0)
     by_ctc, recogniser = StreamingSpeech2Text(speech2text, rescoring=False), StreamingSpeech2Text(speech2text)
     for one in (by_ctc, recogniser):
         one.accept(speech)  # 1.5 s

@@ -95,6 +95,8 @@ def columns(models: Sequence[Mapping]) -> list[Column]:
     lengths = sorted({length for one in models for length in one.get("encoder") or {}}, key=float)
     for length in lengths:
         found += _of_length(length)
+    if any(one.get("streaming") for one in models):
+        found += _of_streams()
     return found + _times()
 
 
@@ -217,6 +219,20 @@ def _of_length(length: str) -> list[Column]:
     ]  # fmt: skip
 
 
+def _of_streams() -> list[Column]:
+    def column(key: str, title: str, *path: str, show: Callable[[float], str], **more: object) -> Column:
+        condition = more.pop("condition", _cut)
+        return Column(f"stream.{key}", title, "Streams", ("streaming", *path), show, condition, _streaming, **more)
+
+    return [
+        column("latency", "latency, ms", "latency_ms", show=lambda value: f"{value:g}", condition=lambda _: ""),
+        column("bytes", "kept of a stream, MB", "bytes", show=lambda value: f"{value / 1e6:.3f}"),
+        column("per_gigabyte", "streams in a GB", "per_gigabyte", show=lambda value: f"{value:,.0f}", lower=False),
+        column("chunk_seconds", "a chunk, s", "chunk", "seconds", runs=True, show=_seconds, condition=_cut_on),
+        column("chunk_rtf", "a chunk, RTF", "chunk", "real_time_factor", runs=True, show=_factor, condition=_cut_on),
+    ]
+
+
 def _times() -> list[Column]:
     return [
         Column("decoding_seconds", "decoding, s", TIME, ("decoding", "seconds"), _seconds, _decoded, _profiling, runs=True),
@@ -245,6 +261,15 @@ def _machine(figures: Mapping) -> str:
     on = of.get("device") if of.get("device") != "cpu" else f"{of.get('machine')}, {of.get('cores')} cores"
     torch = (of.get("versions") or {}).get("torch")
     return f"{on}, {of.get('threads')} threads, {of.get('dtype')}, PyTorch {torch}"
+
+
+def _cut(figures: Mapping) -> str:
+    of = figures.get("streaming") or {}
+    return f"chunks of {of.get('chunk_size')}, {of.get('left_chunks')} before them, {_type(figures)}"
+
+
+def _cut_on(figures: Mapping) -> str:
+    return f"{_cut(figures)}; {_machine(figures)}"
 
 
 def _decoded(figures: Mapping) -> str:
@@ -292,6 +317,10 @@ def _training(folder: Path, model: str) -> str:
     recipe = folder.parent.parent
     training = f"(cd {recipe} && {Path(folder.parent.name, folder.name)}/run.sh --stop_stage 11)"
     return f"{training} && {_profiling(folder, model)}"
+
+
+def _streaming(_folder: Path, _model: str) -> str:
+    return "only a model that was trained with encoder_conf: streaming has one"
 
 
 def _run_sh(folder: Path, options: str) -> str:

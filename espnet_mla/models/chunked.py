@@ -67,7 +67,7 @@ class ChunkConv1d(nn.Conv1d):
 
 
 @dataclass
-class Stream:
+class StreamState:
     """Where streams stand that are encoded side by side, in rows; made by an encoder's `stream()`.
 
     Args:
@@ -114,11 +114,11 @@ class Stream:
         """Bytes of all that is kept."""
         return self.attention_nbytes + self.convolution_nbytes + self.features_nbytes
 
-    def select(self, rows: Sequence[int]) -> "Stream":
+    def select(self, rows: Sequence[int]) -> "StreamState":
         """These rows, in that order, in memory of their own."""
         index = torch.tensor(rows, device=self.features[0].device)
         past = min(self.past, max(self.frames[row] for row in rows))
-        return Stream(
+        return StreamState(
             self.chunks,
             [cache.select(index).keep_last(past) for cache in self.attention],
             [frames.index_select(0, index) for frames in self.convolution],
@@ -127,7 +127,7 @@ class Stream:
         )
 
     @staticmethod
-    def join(streams: Sequence["Stream"]) -> "Stream":
+    def join(streams: Sequence["StreamState"]) -> "StreamState":
         """The rows of all of them. What becomes of these leaves the streams that they come from as they were.
 
         Raises:
@@ -139,7 +139,7 @@ class Stream:
             return replace(first, **lists)
         if other := next((stream for stream in streams if stream.chunks != first.chunks), None):
             raise ValueError(f"streams in one batch are cut alike, but here are {first.chunks} and {other.chunks}")
-        return Stream(
+        return StreamState(
             first.chunks,
             [type(caches[0]).join(caches) for caches in zip(*(stream.attention for stream in streams), strict=True)],
             [torch.cat(frames) for frames in zip(*(stream.convolution for stream in streams), strict=True)],
@@ -152,7 +152,7 @@ class Running:
     """The view of the next chunk of each of some streams.
 
     Attributes:
-        attention, convolution: what the modules keep after it, in the order of their calls, which is that of `Stream`.
+        attention, convolution: what the modules keep after it, in the order of their calls, which is that of `StreamState`.
 
     Args:
         stream: their state, which stays as it is.
@@ -161,7 +161,9 @@ class Running:
         device: of the frames.
     """
 
-    def __init__(self, stream: Stream, lengths: Sequence[int], position: KeptPosition | None, device: torch.device):
+    def __init__(
+        self, stream: StreamState, lengths: Sequence[int], position: KeptPosition | None, device: torch.device
+    ):
         self.position, self.window = position, stream.chunks.window
         self._before = iter(stream.attention), iter(stream.convolution)
         self.attention: list[Cache] = []

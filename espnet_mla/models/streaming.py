@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from espnet_mla.attention import ALL, Attention, Chunks, KeptPosition, seen_as
-from espnet_mla.models.chunked import ChunkConv1d, InChunks, Running, Stream
+from espnet_mla.models.chunked import ChunkConv1d, InChunks, Running, StreamState
 
 _KEYS = ("chunk_size", "left_chunks", "dynamic_chunk_sizes")
 _RANGE = ("min", "max", "full_context")
@@ -183,7 +183,7 @@ class StreamingEncoder:
         with seen_as(None if chunks.size == ALL else InChunks(chunks)):
             return super().forward(*args, **kwargs)
 
-    def stream(self, chunk_size: int | None = None, left_chunks: int | None = None, rows: int = 1) -> Stream:
+    def stream(self, chunk_size: int | None = None, left_chunks: int | None = None, rows: int = 1) -> StreamState:
         """The state of streams that are yet to begin.
 
         Args:
@@ -206,13 +206,13 @@ class StreamingEncoder:
             if isinstance(module, ChunkConv1d)
         ]
         features = [like.new_zeros(0, self._input_size) for _ in range(rows)]
-        return Stream(chunks, attention, convolution, features, [0] * rows, [False] * rows)
+        return StreamState(chunks, attention, convolution, features, [0] * rows, [False] * rows)
 
     @torch.no_grad()
     def forward_chunk(
         self,
         features: Tensor,
-        state: Stream,
+        state: StreamState,
         lengths: Tensor | Sequence[int] | None = None,
         last: bool | Sequence[bool] = False,
     ) -> tuple[Tensor, Tensor]:
@@ -243,14 +243,16 @@ class StreamingEncoder:
             if part is not state:
                 rest = [row for row in range(len(state)) if row not in ready]
                 order = [*ready, *rest]
-                moved = Stream.join([part, state.select(rest)]).select([order.index(row) for row in range(len(state))])
+                moved = StreamState.join([part, state.select(rest)]).select(
+                    [order.index(row) for row in range(len(state))]
+                )
                 vars(state).update(vars(moved))
         new = [torch.cat(pieces) if pieces else features.new_zeros(0, self.output_size()) for pieces in outs]
         counts = torch.tensor([len(frames) for frames in new], device=features.device)
         return nn.utils.rnn.pad_sequence(new, batch_first=True), counts
 
     def _take(
-        self, features: Tensor, state: Stream, lengths: Tensor | Sequence[int] | None, last: bool | Sequence[bool]
+        self, features: Tensor, state: StreamState, lengths: Tensor | Sequence[int] | None, last: bool | Sequence[bool]
     ) -> None:
         rows = len(state)
         lengths = [features.shape[1]] * rows if lengths is None else [int(length) for length in lengths]
@@ -273,13 +275,13 @@ class StreamingEncoder:
         rate, span = self.subsampling
         return (frames - 1) * rate + span
 
-    def _ready(self, state: Stream, row: int) -> bool:
+    def _ready(self, state: StreamState, row: int) -> bool:
         """Whether the row has a chunk, or, at its end, a frame."""
         waiting, size = len(state.features[row]), state.chunks.size
         whole = size != ALL and waiting >= self.features_of(size)
         return whole or state.ended[row] and waiting >= self.features_of(1)
 
-    def _advance(self, state: Stream) -> tuple[Tensor, list[int]]:
+    def _advance(self, state: StreamState) -> tuple[Tensor, list[int]]:
         """Encode one chunk of each row, which all have one."""
         rate, span = self.subsampling
         size = max(map(len, state.features)) if state.chunks.size == ALL else state.chunks.size
@@ -296,7 +298,7 @@ class StreamingEncoder:
         state.frames = [had + new for had, new in zip(state.frames, lengths, strict=True)]
         return out[0] if isinstance(out, tuple) else out, lengths  # with those of the layers between
 
-    def _position(self, state: Stream, time: int) -> KeptPosition | None:
+    def _position(self, state: StreamState, time: int) -> KeptPosition | None:
         """The sinusoids of the distances in the window of a chunk of `time` frames."""
         embedding = next((module for module in self.embed.modules() if hasattr(module, "extend_pe")), None)
         if embedding is None:

@@ -14,7 +14,8 @@ from espnet_mla.transcribe import device_of, read
 if TYPE_CHECKING:
     import numpy as np
 
-    from espnet_mla.streaming.recogniser import Result, StreamingSpeech2Text
+    from espnet_mla.streaming.recogniser import StreamingSpeech2Text
+    from espnet_mla.streaming.result import Result
 
 STDIN = "-"
 PIECE = 0.1  # seconds of a file that are handed over at a time

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from espnet_mla.streaming.pool import PooledStream, Result, StreamPool
+from espnet_mla.streaming.pool import StreamPool
+from espnet_mla.streaming.result import Result
+from espnet_mla.streaming.stream import PooledStream
 
 if TYPE_CHECKING:
     from espnet2.bin.asr_inference import Speech2Text

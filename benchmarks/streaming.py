@@ -240,7 +240,7 @@ def espnets(model: object) -> tuple[Callable[[np.ndarray], str], str]:
     return hear, f"{takes} ms, at the beginning {FRAME * encoder.block_size + AHEAD}"
 
 
-def wer(recipe: Path, experiments: Sequence[str], sets: Sequence[str]) -> None:
+def wer(recipe: Path, experiments: Sequence[str], sets: Sequence[str], sizes: Sequence[int]) -> None:
     from espnet_mla.models.streaming import StreamingEncoder
 
     torch.set_num_threads(1)
@@ -261,7 +261,7 @@ def wer(recipe: Path, experiments: Sequence[str], sets: Sequence[str]) -> None:
             hear, takes = espnets(model)
             row(takes, "searched", hear)
             continue
-        for size in (-1, 32, 16, 8):
+        for size in sizes:
             takes = "offline" if size < 0 else f"{latency(model.asr_model, FS, Chunks(size, 8)).milliseconds:g} ms"
             for final in ("CTC", "rescored"):
                 row(takes, final, ours(model, size, final))
@@ -274,13 +274,14 @@ def main() -> None:
     commands.add_parser("speed")
     of = commands.add_parser("wer")
     of.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="as conformer_mla_streaming_raw_en_bpe60")
+    of.add_argument("--chunk_size", nargs="+", type=int, default=[-1, 32, 16, 8], help="(default: -1 32 16 8)")
     of.add_argument("--sets", nargs="+", default=[], help="some of the sets (default: all)")
     of.add_argument("--recipe", type=Path, default=RECIPE, help="its folder, with mini/ (default: this repository's)")
     options = parser.parse_args()
     if options.command == "speed":
         speed()
     else:
-        wer(options.recipe.resolve(), options.experiments, options.sets)
+        wer(options.recipe.resolve(), options.experiments, options.sets, options.chunk_size)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def from_pretrained(source: str | os.PathLike[str], **options: object) -> "Speec
 def __getattr__(name: str) -> object:
     """`StreamingSpeech2Text` and `StreamPool`, which bring in ESPnet, only when they are asked for."""
     if name == "StreamingSpeech2Text":
-        from espnet_mla.streaming.recogniser import StreamingSpeech2Text as StreamingSpeech2Text
+        from espnet_mla.streaming.recogniser import StreamingSpeech2Text
 
         return StreamingSpeech2Text
     if name == "StreamPool":

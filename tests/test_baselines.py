@@ -113,7 +113,7 @@ def test_a_dry_run_prints_every_command_of_the_twelve_pairs_with_hours_and_disk(
 
 
 def test_seeds_patterns_and_options_of_run_sh_reach_the_commands(monkeypatch, capsys):
-    lines = dry(monkeypatch, capsys, "--only", "conformer_m* *_linear", "--seeds", "1 2", "--asr_args", "--max_epoch 3",
+    lines = dry(monkeypatch, capsys, "--only", "conformer_m?? *_linear conformer_mla_decoder", "--seeds", "1 2", "--asr_args", "--max_epoch 3",
                 "--batch_size", "4", "--jobs", "3")  # fmt: skip
     training = [line for line in lines if "--stage 11" in line]
     names = ["conformer_mha", "conformer_mla", "conformer_linear", "branchformer_linear", "e_branchformer_linear",

@@ -52,7 +52,8 @@ class StreamingFeatures:
             features, _ = self.normalize(features, torch.tensor([features.shape[1]], device=piece.device))
         self.frames = whole
         # Of a piece that begins in mid-stream the first frames are spoilt: those whose window would reach before it.
-        begin = max(self._from, whole - -(-self.before // self.hop))
+        # Nor does a piece begin beyond what has come, where windows lie apart from each other.
+        begin = max(self._from, min(whole - -(-self.before // self.hop), self.samples // self.hop))
         self._waiting = self._waiting[(begin - self._from) * self.hop :].clone()
         self._from = begin
         return features[0]

@@ -72,7 +72,7 @@ def measure(
     if getattr(model.encoder, "streaming", None):
         log("Hearing a stream")
         with _explained(device, dtype):
-            measured["streaming"] = _streaming(source, sounding, device, dtype)
+            measured["streaming"] = of_streams(source, sounding, device, dtype)
     del model
     if memory.measurable(device):
         log("Memory, in a process for each length")
@@ -89,7 +89,8 @@ def _decoding(source: Source, speech: list[Tensor], device: str, dtype: str, opt
     return {**timed, "utterances": len(speech), "options": dict(sorted((defaults | options).items()))}
 
 
-def _streaming(source: Source, speech: list[Tensor], device: str, dtype: str) -> dict | None:
+def of_streams(source: Source, speech: list[Tensor], device: str, dtype: str) -> dict | None:
+    """What a stream costs, as `streaming.figures`; None, and a line that says why, where the model can't be streamed."""
     try:
         return streaming.figures(source.speech2text(device=device, dtype=dtype), speech, device)
     except ValueError as error:

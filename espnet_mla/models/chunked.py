@@ -24,12 +24,9 @@ class InChunks:
 
     def convolve(self, conv: "ChunkConv1d", x: Tensor) -> Tensor:
         """Each chunk with the frames before it, and with zeros after it, in one pass: (b, channels, t) -> the same."""
-        time, size = x.shape[-1], self.chunks.size
-        left = conv.half
-        x = nn.functional.pad(x, (left, -time % size)).unfold(
-            -1, left + size, size
-        )  # (b, channels, chunks, left + size)
-        batch, channels, chunks, _ = x.shape
+        time, size, left = x.shape[-1], self.chunks.size, conv.half
+        x = nn.functional.pad(x, (left, -time % size)).unfold(-1, left + size, size)
+        batch, channels, chunks, _ = x.shape  # the last axis: left + size
         x = nn.functional.pad(x.transpose(1, 2).flatten(0, 1), (0, conv.kernel_size[0] - 1 - left))
         out = conv.plainly(x).unflatten(0, (batch, chunks)).transpose(1, 2)  # (b, channels, chunks, size)
         return out.reshape(batch, channels, -1)[..., :time]

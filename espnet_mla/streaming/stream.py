@@ -38,6 +38,7 @@ class PooledStream:
         self._resampler = soxr.ResampleStream(fs, pool.fs, 1, dtype="float32") if fs != pool.fs else None
         self._features = StreamingFeatures(pool.model.frontend, pool.model.normalize)
         self._pieces: list[Tensor] = []  # samples that no features were made of
+        self._samples = 0  # that have come in all
         self._waiting: Tensor | None = None  # features that no chunk has taken
         self._ended = False
         self._beam = PrefixBeam(pool.beam_size, pool.model.blank_id)
@@ -83,13 +84,13 @@ class PooledStream:
         """Whether a chunk can be encoded, or the stream has ended and its end has not been."""
         if self._ended:
             return not self.state.ended[0]
-        samples = self._features.samples + sum(map(len, self._pieces))
         waiting = 0 if self._waiting is None else len(self._waiting)
-        return waiting + self._features.whole(samples) - self._features.frames >= self._missing()
+        return waiting + self._features.whole(self._samples) - self._features.frames >= self._missing()
 
     def _take(self, samples: np.ndarray) -> None:
         if len(samples):
             like = self.state.features[0]
+            self._samples += len(samples)
             self._pieces.append(torch.from_numpy(samples).to(like.device, like.dtype))
 
     def _missing(self) -> float:

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from espnet_mla import cli
+from espnet_mla.transcribe import DECODING
 
 
 def test_help_lists_every_command_and_loads_neither_torch_nor_espnet():
@@ -13,6 +14,24 @@ def test_help_lists_every_command_and_loads_neither_torch_nor_espnet():
     code += "assert not {'torch', 'espnet2'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert all(name in done.stdout for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("recipe", ["--stage", "--asr_config"]),
+        ("profile", ["--asr_model_file", "--wav_scp"]),
+        ("compare", ["--baseline"]),
+        ("convert", ["--kv_lora_rank"]),
+        ("transcribe", ["--timing", "--device", *(f"--{name}" for name in DECODING)]),
+        ("stream", ["--realtime", "--chunk_size", "--left_chunks", "arecord"]),
+    ],
+)
+def test_help_of_a_command_loads_neither_torch_nor_espnet(command, options):
+    code = f"import sys; from espnet_mla import cli\ntry: cli.main(['{command}', '--help'])\nexcept SystemExit: pass\n"
+    code += "assert not {'torch', 'espnet2', 'numpy'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(option in done.stdout for option in options)
 
 
 def test_what_follows_the_command_is_the_commands_own(monkeypatch):

@@ -677,15 +677,3 @@ def test_what_is_offered_is_what_there_is():
     offered = {"mla": factors.METHODS, "gqa": heads.METHODS}
     assert tuple(layers._PARTS) == MODULES
     assert {kind: list(methods) for kind, methods in METHODS.items()} == {kind: list(m) for kind, m in offered.items()}
-
-
-def test_help_is_there_without_loading_anything():
-    code = (
-        "import sys; from espnet_mla.cli import main\n"
-        "try: main(['convert', '--help'])\n"
-        "except SystemExit as ended: assert ended.code == 0\n"
-        "sys.exit('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "--kv_lora_rank" in done.stdout

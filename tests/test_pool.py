@@ -206,7 +206,7 @@ def test_a_client_that_goes_away_in_mid_chunk_leaves_nothing_behind(speech2text,
     held = pool.nbytes
     gone.close()
     assert pool.streams == [stays] and pool.nbytes < 0.7 * held
-    assert gone.result.text is not None and not gone.result.final
+    assert not gone.result.final
     with pytest.raises(ValueError, match="this stream has ended"):
         gone.accept(speech)
     for piece in np.array_split(speech, 5)[3:]:

@@ -1,6 +1,7 @@
 """What a stream costs: latency, the time of a chunk, and the bytes that are kept between chunks."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from espnet_mla.streaming.recogniser import StreamingSpeech2Text
 if TYPE_CHECKING:
     from espnet2.bin.asr_inference import Speech2Text
 
+PIECES = 50  # chunks of speech that are heard again and again
 UNBOUNDED = 30.0  # seconds that a stream runs before it is measured, where it sees all that was before
 
 
@@ -38,17 +40,21 @@ def figures(speech2text: "Speech2Text", speech: Sequence[Tensor], device: str) -
     algorithmic = latency(pool.model, pool.fs, chunks)
     seconds = algorithmic.chunk / 1000
     size = round(seconds * pool.fs)
-    piece = speed.of_length(speech, size).cpu().float().numpy()
+    pieces = cycle(speed.of_length(speech, size * PIECES).cpu().float().split(size))
+
+    def hear() -> None:
+        recogniser.accept(next(pieces))
+
     window = UNBOUNDED if chunks.window is None else chunks.window * pool.frame_seconds
     for _ in range(round(window / seconds) + 2):
-        recogniser.accept(piece)
+        hear()
     state = recogniser.stream.state
     kept = {
         "attention_bytes": state.attention_nbytes,
         "convolution_bytes": state.convolution_nbytes,
         "features_bytes": state.features_nbytes,
     }
-    heard = recogniser.stream.state.frames[0] * pool.frame_seconds
+    heard = state.frames[0] * pool.frame_seconds
     whole = sum(kept.values())
     return {
         "chunk_size": chunks.size,
@@ -56,7 +62,7 @@ def figures(speech2text: "Speech2Text", speech: Sequence[Tensor], device: str) -
         "latency_ms": algorithmic.milliseconds,
         "chunk_ms": algorithmic.chunk,
         "look_ahead_ms": algorithmic.look_ahead,
-        "chunk": speed.timed(lambda: recogniser.accept(piece), device, seconds),
+        "chunk": speed.timed(hear, device, seconds),
         "after_seconds": round(heard, 3),
         **kept,
         "bytes": whole,

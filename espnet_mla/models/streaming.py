@@ -193,9 +193,8 @@ class StreamingEncoder:
         Raises:
             ValueError: as `set_chunks`.
         """
-        chunks = (
-            self.chunks if chunk_size is left_chunks is None and self.streaming else self._cut(chunk_size, left_chunks)
-        )
+        asked = chunk_size is not None or left_chunks is not None or self.streaming is None
+        chunks = self._cut(chunk_size, left_chunks) if asked else self.chunks
         like = next(self.parameters())
         nothing = like.new_zeros(rows, 0, self.output_size())
         with torch.no_grad():

@@ -103,7 +103,7 @@ class PrefixBeam:
         self.beam_size, self.blank, self.tokens = beam_size, blank, tokens
         self.frames = 0
         # Tokens that all prefixes begin with, and their frames.
-        self._settled = array("l"), array("l")
+        self._settled = array("q"), array("q")
         # prefix -> log probabilities of all paths to it that end in a blank, and in its token; the most probable first
         self._hypotheses: dict[Prefix, tuple[float, float]] = {Prefix(): (0.0, NOTHING)}
 

@@ -34,7 +34,6 @@ class PooledStream:
 
     def __init__(self, pool: "StreamPool", state: StreamState, fs: int):
         self.pool, self.state = pool, state
-        self.fs = fs
         self._resampler = soxr.ResampleStream(fs, pool.fs, 1, dtype="float32") if fs != pool.fs else None
         self._features = StreamingFeatures(pool.model.frontend, pool.model.normalize)
         self._pieces: list[Tensor] = []  # samples that no features were made of
@@ -132,7 +131,9 @@ class PooledStream:
         if final and sum(map(len, self._encoded)):
             try:
                 best = self.pool.rescored(self._beam, torch.cat(self._encoded))
-            except RuntimeError as error:  # no memory
+            except RuntimeError as error:
+                if "memory" not in str(error):
+                    raise
                 logging.warning("The decoder could not choose among the hypotheses, CTC does: %s", error)
         if final:
             self._encoded = []

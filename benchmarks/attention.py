@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from espnet_mla.recipe.machine import processor
+from espnet_mla.common.machine import processor
 
 FRAMES_PER_SECOND = 25  # what 4-fold subsampling leaves of 100
 D_MODEL, HEADS = 256, 4

@@ -33,8 +33,9 @@ import yaml
 from rapidfuzz.distance import Levenshtein
 
 import espnet_mla
+from espnet_mla.common.files import write_text
+from espnet_mla.common.tables import read_table
 from espnet_mla.recipe import mini
-from espnet_mla.recipe.files import read_table, write_text
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "egs2" / "librispeech_100" / "asr1"

@@ -32,7 +32,7 @@ from rapidfuzz.distance import Levenshtein
 
 import espnet_mla
 from espnet_mla.attention import Chunks
-from espnet_mla.streaming.latency import latency
+from espnet_mla.models.latency import latency
 
 CHUNK = 16  # frames
 FS = 16000

@@ -36,9 +36,9 @@ def from_pretrained(source: str | os.PathLike[str], **options: object) -> "Speec
         [(text, tokens, token ids, hypothesis), ...], the best one first.
 
     Raises:
-        RecipeError: the source is not there, is none of these, or was packed by a newer espnet_mla.
+        UserError: the source is not there, is none of these, or was packed by a newer espnet_mla.
     """
-    from espnet_mla.pretrained import from_pretrained as load
+    from espnet_mla.trained.pretrained import from_pretrained as load
 
     return load(source, **options)
 

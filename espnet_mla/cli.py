@@ -13,7 +13,7 @@ def _recipe(arguments: list[str]) -> int:
 
 
 def _transcribe(arguments: list[str]) -> int:
-    from espnet_mla.transcribe import main
+    from espnet_mla.trained.transcribe import main
 
     return main(arguments)
 

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import espnet_mla
-from espnet_mla import whole_files
-from espnet_mla.recipe.orphans import die_with_parent
-from espnet_mla.recipe import inference
+from espnet_mla.common import torch_save as whole_files
+from espnet_mla.common.processes import die_with_parent
+from espnet_mla.trained import inference
 
 USAGE = "usage: python -m espnet_mla.run -m module [arguments]\n       python -m espnet_mla.run script.py [arguments]"
 

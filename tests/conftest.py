@@ -42,6 +42,7 @@ def recipe(tmp_path_factory) -> Path:
 def archive(recipe) -> Path:
     """That experiment packed, by stage 14."""
     import experiment
+
     from espnet_mla.recipe import stages
 
     with contextlib.chdir(recipe):

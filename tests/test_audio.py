@@ -9,8 +9,9 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.tables import read_table, write_table
 from espnet_mla.recipe import audio, datadir
-from espnet_mla.recipe.files import RecipeError, read_table, write_table
 
 FS = 16000
 
@@ -91,11 +92,11 @@ class TestPerturbSpeed:
 
     @pytest.mark.parametrize("factors", [["fast"], ["0"], ["-1"], ["nan"], ["9e-1"], ["1.0", "1"], ["0.9", "0.9"], []])
     def test_impossible_factors_are_refused(self, recipe, factors):
-        with pytest.raises(RecipeError, match="--speed_perturb_factors"):
+        with pytest.raises(UserError, match="--speed_perturb_factors"):
             audio.perturb_speed(recipe / "data", "train", factors)
 
     def test_a_missing_set_is_named(self, recipe):
-        with pytest.raises(RecipeError, match="data/nothing/wav.scp does not exist"):
+        with pytest.raises(UserError, match="data/nothing/wav.scp does not exist"):
             audio.perturb_speed(recipe / "data", "nothing", ["0.9"])
 
 
@@ -192,7 +193,7 @@ class TestFormatData:
         (recipe / "corpus/s1-0043.flac").write_bytes(b"broken")
         later = os.stat(self.target / "wav.scp").st_mtime + 10
         os.utime(recipe / "corpus/s1-0043.flac", (later, later))
-        with pytest.raises(RecipeError, match="2 of 100 utterances are broken.*s0-0042.*s1-0043"):
+        with pytest.raises(UserError, match="2 of 100 utterances are broken.*s0-0042.*s1-0043"):
             self.format(audio_format)
 
     @pytest.mark.parametrize("audio_format", audio.FORMATS)
@@ -205,17 +206,17 @@ class TestFormatData:
         (written,) = (path for path in (self.target / "data").rglob("*") if path.is_file())
         size = written.stat().st_size
         written.unlink()
-        with largest_file(size - lacking), pytest.raises(RecipeError, match=f"cannot write {written}"):
+        with largest_file(size - lacking), pytest.raises(UserError, match=f"cannot write {written}"):
             self.format(audio_format)
         assert not [path for path in (self.target / "data").rglob("*") if path.is_file()]
 
     def test_an_unknown_format_is_refused_with_the_known_ones(self, recipe):
-        with pytest.raises(RecipeError, match="--audio_format mp3: must be one of flac, wav, flac.ark, wav.ark"):
+        with pytest.raises(UserError, match="--audio_format mp3: must be one of flac, wav, flac.ark, wav.ark"):
             self.format("mp3")
 
     def test_a_missing_input_is_named(self, recipe):
         (self.source / "text").unlink()
-        with pytest.raises(RecipeError, match="data/train/text does not exist"):
+        with pytest.raises(UserError, match="data/train/text does not exist"):
             self.format()
 
 
@@ -234,7 +235,7 @@ class TestRemoveLongShort:
         datadir.save(tmp_path / "org", tables)
         kept = {name for name, (length, spoken) in zip(names, lengths, strict=True) if spoken and 10 < length < 30}
         if not kept:
-            with pytest.raises(RecipeError, match="org: 0 of .* utterances kept"):
+            with pytest.raises(UserError, match="org: 0 of .* utterances kept"):
                 audio.remove_long_short(tmp_path / "org", tmp_path / "new", 10, 1.0, 3.0)
             return
         audio.remove_long_short(tmp_path / "org", tmp_path / "new", 10, 1.0, 3.0)
@@ -252,5 +253,5 @@ class TestRemoveLongShort:
         assert (target / "feats_type").read_text() == "raw\n" and (target / "audio_format").read_text() == "flac\n"
 
     def test_a_missing_input_is_named(self, recipe):
-        with pytest.raises(RecipeError, match="utt2num_samples does not exist"):
+        with pytest.raises(UserError, match="utt2num_samples does not exist"):
             audio.remove_long_short(recipe / "data/train", recipe / "dump/raw/train", FS, 0.1, 20.0)

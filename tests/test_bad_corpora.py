@@ -12,9 +12,9 @@ import soundfile
 import torch
 from test_recipe import SMALL, recipe_folder, run
 
+from espnet_mla.common.tables import read_table
 from espnet_mla.recipe import audio, datadir, mini
 from espnet_mla.recipe.__main__ import main
-from espnet_mla.recipe.files import read_table
 
 WORDS = {"train-clean-100": "ЖИЗНЬ ПРЕКРАСНА", "test-clean": "ÇA VA TRÈS BIEN"}  # the same letters in training and test
 

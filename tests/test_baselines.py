@@ -10,7 +10,9 @@ import pytest
 import yaml
 from test_recipe import RECIPE, ROOT, recipe_folder
 
-from espnet_mla.recipe import baselines, experiments, mini
+from espnet_mla.baselines import command as baselines
+from espnet_mla.baselines import plan as experiments
+from espnet_mla.recipe import mini
 
 SMALL = ("--ngpu", "0", "--gpu_inference", "false", "--speed_perturb_factors", "", "--test_sets", "test_clean",
          "--inference_args", "--beam_size 2 --maxlenratio 0.1", "--nbpe", "40", "--seconds", "1", "2")  # fmt: skip
@@ -83,7 +85,7 @@ def test_a_failure_of_the_data_ends_it_with_the_reason(folder):
 
 
 def test_a_second_run_beside_the_first_is_refused(folder):
-    from espnet_mla.recipe.lock import lock, unlock
+    from espnet_mla.common.lock import lock, unlock
 
     held = lock(folder / "exp/baselines")
     done = run(folder, "--only", "branchformer_mla", *SMALL)

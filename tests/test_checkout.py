@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from espnet_mla.common.errors import UserError
 from espnet_mla.recipe import checkout, mini
-from espnet_mla.recipe.files import RecipeError
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "egs2" / "librispeech_100" / "asr1"
@@ -82,7 +82,7 @@ def test_a_link_that_points_to_another_checkout_is_made_anew(espnet, folder, mon
 def test_a_folder_in_the_way_is_named_and_left_alone(espnet, folder, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / "steps" / "mine").mkdir(parents=True)
-    with pytest.raises(RecipeError, match=f"{folder}/steps is in the way"):
+    with pytest.raises(UserError, match=f"{folder}/steps is in the way"):
         checkout.link(espnet)
     checkout.unlink()
     assert (folder / "steps" / "mine").is_dir()
@@ -115,7 +115,7 @@ def test_a_checkout_that_does_not_exist_is_named(folder):
 ])  # fmt: skip
 def test_a_program_is_asked_for_where_a_stage_needs_it_and_told_how_to_get(espnet, monkeypatch, options, missing):
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(RecipeError, match="these programs are needed with ESPNET_ROOT and not found") as refused:
+    with pytest.raises(UserError, match="these programs are needed with ESPNET_ROOT and not found") as refused:
         checkout.check(espnet, (*SETS, *options))
     told = [line.split()[0] for line in str(refused.value).splitlines()[1:]]
     assert set(told) == missing and "install" in str(refused.value)
@@ -126,7 +126,7 @@ def test_flac_is_asked_for_where_a_list_of_audio_runs_it(espnet, tmp_path, monke
     monkeypatch.setenv("PATH", "/nowhere")
     (tmp_path / "data" / "test").mkdir(parents=True)
     (tmp_path / "data" / "test" / "wav.scp").write_text("a flac -c -d -s a.flac |\n")
-    with pytest.raises(RecipeError, match=r"flac \(audio in data"):
+    with pytest.raises(UserError, match=r"flac \(audio in data"):
         checkout.check(espnet, (*SETS, "--stop_stage", "3"))
 
 
@@ -139,7 +139,7 @@ def test_a_python_package_is_asked_for_where_the_checkouts_script_imports_it(esp
     checkout.check(espnet, SETS)
     script.write_text("import kaldiio\nimport numpy\n")
     checkout.check(espnet, (*SETS, "--stage", "4"))
-    with pytest.raises(RecipeError, match=r"kaldiio \(Python package for stage 3\): pip install kaldiio"):
+    with pytest.raises(UserError, match=r"kaldiio \(Python package for stage 3\): pip install kaldiio"):
         checkout.check(espnet, SETS)
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from espnet_mla import cli
-from espnet_mla.transcribe import DECODING
+from espnet_mla.trained.decoding import DECODING
 
 
 def test_help_lists_every_command_and_loads_neither_torch_nor_espnet():

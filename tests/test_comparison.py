@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from profiled import experiment, scored
 
+from espnet_mla.common.errors import UserError
 from espnet_mla.measure.comparison import compare
-from espnet_mla.recipe.files import RecipeError
 
 RATE = "scores__decode_asr__test_clean"
 
@@ -53,7 +53,7 @@ def test_of_several_baselines_each_row_takes_that_of_its_encoder(tmp_path, figur
     encoders = {"A": "conformer", "B": "branchformer", "C": "branchformer", "D": "transformer"}
     places = [experiment(tmp_path, figures, name, model__encoder=encoder) for name, encoder in encoders.items()]
     assert compare(places, ["A", "B"]).baselines == {"A": "A", "B": "B", "C": "B", "D": "A"}
-    with pytest.raises(RecipeError, match="--baseline E: compared are A, B, C, D"):
+    with pytest.raises(UserError, match="--baseline E: compared are A, B, C, D"):
         compare(places, ["E"])
 
 
@@ -161,18 +161,18 @@ def test_files_that_are_no_json_object_are_left_out(tmp_path, figures, text):
     whole, broken = experiment(tmp_path, figures, "A"), experiment(tmp_path, figures, "B")
     (broken / "figures.json").write_bytes(text.encode("latin-1"))
     assert list(compare([whole, broken], []).left_out) == [str(broken)]
-    with pytest.raises(RecipeError, match="no experiment is left to compare"):
+    with pytest.raises(UserError, match="no experiment is left to compare"):
         compare([broken], [])
 
 
 def test_two_experiments_of_one_name_are_refused(tmp_path, figures):
     first, second = experiment(tmp_path / "one", figures, "A"), experiment(tmp_path / "two", figures, "A")
-    with pytest.raises(RecipeError, match="two/exp/A has the name of .*one/exp/A"):
+    with pytest.raises(UserError, match="two/exp/A has the name of .*one/exp/A"):
         compare([first, second], [])
-    with pytest.raises(RecipeError, match="exp/A is named twice"):
+    with pytest.raises(UserError, match="exp/A is named twice"):
         compare([first, first], [])
     shutil.rmtree(second)
-    with pytest.raises(RecipeError, match="is no folder of an experiment"):
+    with pytest.raises(UserError, match="is no folder of an experiment"):
         compare([first, second], [])
 
 

@@ -9,7 +9,7 @@ from espnet2.tasks.asr import ASRTask
 
 import espnet_mla
 from espnet_mla.attention import Attention, Chunks
-from espnet_mla.measure import figures
+from espnet_mla.trained import figures
 
 CONF = Path(__file__).parents[1] / "conf"
 ARCHITECTURES = ("conformer", "branchformer", "e_branchformer")

@@ -21,7 +21,7 @@ import espnet_mla
 from espnet_mla.convert import factors, heads, layers, statistics
 from espnet_mla.convert.command import main
 from espnet_mla.convert.experiment import finetuning
-from espnet_mla.convert.wanted import METHODS, MODULES
+from espnet_mla.convert.spec import METHODS, MODULES
 
 D, LAYERS, HEADS = 32, 2, 2
 SIZES = {"output_size": D, "attention_heads": HEADS, "num_blocks": LAYERS}

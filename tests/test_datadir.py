@@ -2,8 +2,9 @@
 
 import pytest
 
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.tables import read_table
 from espnet_mla.recipe import datadir
-from espnet_mla.recipe.files import RecipeError, read_table
 
 TABLES = {
     "wav.scp": {"b-2": "/b2.flac", "a-1": "/a1.flac", "a-2": "/a2.flac"},
@@ -45,10 +46,10 @@ def test_a_missing_table_or_line_is_named(tmp_path, name):
     datadir.save(tmp_path, TABLES)
     path = tmp_path / name
     path.write_text(path.read_text().split("\n", 1)[1])
-    with pytest.raises(RecipeError, match=f"{name} lacks a-1"):
+    with pytest.raises(UserError, match=f"{name} lacks a-1"):
         datadir.load(tmp_path)
     path.unlink()
-    with pytest.raises(RecipeError, match=f"{name} does not exist"):
+    with pytest.raises(UserError, match=f"{name} does not exist"):
         datadir.load(tmp_path)
 
 
@@ -73,12 +74,12 @@ def test_combine_leaves_out_what_one_folder_lacks_but_completes_utt2uniq(tmp_pat
 def test_combine_refuses_an_utterance_twice(tmp_path):
     datadir.save(tmp_path / "a", TABLES)
     datadir.save(tmp_path / "b", datadir.keep(TABLES, ["b-2"]))
-    with pytest.raises(RecipeError, match="b-2"):
+    with pytest.raises(UserError, match="b-2"):
         datadir.combine(tmp_path / "ab", [tmp_path / "a", tmp_path / "b"])
 
 
 def test_up_to_one_in_a_hundred_may_be_broken(caplog):
     datadir.leave_out_broken("set", {"u7": "cut off"}, 100)
     assert "u7 is left out: cut off" in caplog.text and "1 of 100" in caplog.text
-    with pytest.raises(RecipeError, match=r"1 of 99 .*u7 \(cut off\)"):
+    with pytest.raises(UserError, match=r"1 of 99 .*u7 \(cut off\)"):
         datadir.leave_out_broken("set", {"u7": "cut off"}, 99)

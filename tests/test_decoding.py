@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from espnet_mla.common.errors import UserError
 from espnet_mla.recipe import decoding
-from espnet_mla.recipe.files import RecipeError
 from espnet_mla.recipe.layout import Layout
 from espnet_mla.recipe.options import parse
 
@@ -48,7 +48,7 @@ def decoded(tmp_path, monkeypatch):
     def decode_set(_, dset):
         sets.append(dset)
         if dset == "b" and sets.count("b") == 1:
-            raise RecipeError("cut off")
+            raise UserError("cut off")
 
     monkeypatch.setattr(decoding, "decode_set", decode_set)
     return sets
@@ -59,7 +59,7 @@ def decode(*options):
 
 
 def test_after_a_run_that_was_cut_off_the_sets_it_had_done_are_not_decoded_again(decoded):
-    with pytest.raises(RecipeError, match="cut off"):
+    with pytest.raises(UserError, match="cut off"):
         decode()
     decode()
     assert decoded == ["a", "b", "b", "c"]
@@ -70,7 +70,7 @@ def test_after_a_run_that_was_cut_off_the_sets_it_had_done_are_not_decoded_again
 @pytest.mark.parametrize("changed", ["model", "audio", "options"])
 def test_they_are_where_what_they_came_from_has_changed(decoded, changed):
     given = ("--inference_tag", "decode")
-    with pytest.raises(RecipeError, match="cut off"):
+    with pytest.raises(UserError, match="cut off"):
         decode(*given)
     Path({"model": "exp/asr_x/valid.acc.ave.pth", "audio": "dump/raw/b/wav.scp"}.get(changed, "other")).write_text(
         "new"

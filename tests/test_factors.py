@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from espnet_mla.convert import factors
 from espnet_mla.convert.factors import METHODS, OfOutput, Weights, allocate
-from espnet_mla.convert.statistics import Seen
+from espnet_mla.convert.statistics import CalibrationStatistics
 
 HEADS, D_HEAD = 2, 4
 D = HEADS * D_HEAD
@@ -28,7 +28,7 @@ def covariances(*shape, size=D):
 
 def random_seen(seed=0, **given):
     torch.manual_seed(seed + 1000)
-    return Seen(
+    return CalibrationStatistics(
         **{
             "frames": 100,
             "mean": torch.randn(D, dtype=torch.double),

@@ -7,7 +7,7 @@ import torch
 from espnet2.tasks.asr import ASRTask
 
 import espnet_mla
-from espnet_mla.measure import figures
+from espnet_mla.trained import figures
 
 D, LAYERS = 32, 2
 KEPT = {  # numbers a frame and layer, as DESIGN.md's and README's table has them

@@ -6,7 +6,7 @@ import torch
 from espnet_mla.attention import build_attention
 from espnet_mla.convert import layers
 from espnet_mla.convert.heads import METHODS
-from espnet_mla.convert.statistics import Gathering
+from espnet_mla.convert.statistics import StatisticsAccumulator
 
 D, HEADS = 16, 4
 POSITIONS = ("rel_pos", "abs_pos")
@@ -26,7 +26,7 @@ def call(attention, x):
 
 
 def converted(attention, method, kv_heads):
-    gathering = Gathering(attention)
+    gathering = StatisticsAccumulator(attention)
     x = torch.randn(1, 50, D)
     gathering.add(x, x, torch.randn(1, 99, D) if attention.position == "rel_pos" else None, None)
     pooled = METHODS[method](layers.weights_of(attention), gathering.seen(), kv_heads)
@@ -90,7 +90,7 @@ def test_mean_is_the_mean_of_the_heads_of_a_group():
 def test_no_further_turn_brings_a_head_nearer_to_the_mean_of_its_group():
     """Of the best rotations to a given mean, mean times turned head is symmetric and positive (Procrustes)."""
     attention = build("mha", "rel_pos")
-    gathering = Gathering(attention)
+    gathering = StatisticsAccumulator(attention)
     gathering.add(torch.randn(1, 50, D), torch.randn(1, 50, D), torch.randn(1, 99, D), None)
     seen, weights = gathering.seen(), layers.weights_of(attention)
     pooled = METHODS["aligned"](weights, seen, 1)
@@ -102,7 +102,7 @@ def test_no_further_turn_brings_a_head_nearer_to_the_mean_of_its_group():
 
 def test_pooled_values_are_right_on_the_average():
     attention = build("mha", "abs_pos")
-    gathering = Gathering(attention)
+    gathering = StatisticsAccumulator(attention)
     x = torch.randn(1, 50, D) + torch.randn(D)
     gathering.add(x, x, None, None)
     seen, weights = gathering.seen(), layers.weights_of(attention)

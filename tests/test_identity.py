@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from espnet_mla.measure import identity
-from espnet_mla.trained import Source
+from espnet_mla.trained.model import Source
 
 
 def source(folder: Path, name: str, **changes: object) -> Source:

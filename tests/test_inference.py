@@ -13,7 +13,7 @@ from experiment import add_model, add_variant, layout
 from espnet_mla.attention import Chunks
 from espnet_mla.recipe import scoring
 from espnet_mla.recipe.decoding import decode
-from espnet_mla.recipe.inference import HEARD, take_options
+from espnet_mla.trained.inference import HEARD, take_options
 
 
 @pytest.fixture

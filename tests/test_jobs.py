@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from espnet_mla.recipe import jobs
-from espnet_mla.recipe.files import RecipeError
+from espnet_mla.common import jobs
+from espnet_mla.common.errors import UserError
 
 
 def python(code: str) -> list[str]:
@@ -25,7 +25,9 @@ def test_each_job_has_a_log_in_the_form_of_run_pl(tmp_path):
     for number, log in enumerate(logs, 1):
         lines = log.read_text().splitlines()
         assert (
-            lines[0].startswith("# ") and lines[1].startswith("# Running on ") and lines[2].startswith("# Started at ")
+            lines[0].startswith("# ")
+            and lines[1].startswith("# ChunkStep on ")
+            and lines[2].startswith("# Started at ")
         )
         assert f"said {number}" in lines
         assert lines[-1].startswith("# Ended (code 0) at ")
@@ -33,7 +35,7 @@ def test_each_job_has_a_log_in_the_form_of_run_pl(tmp_path):
 
 def test_a_failing_job_is_reported_with_its_log_and_the_reason(tmp_path):
     log = tmp_path / "job.2.log"
-    with pytest.raises(RecipeError) as failed:
+    with pytest.raises(UserError) as failed:
         commands = [python("pass"), python("raise ValueError('too wide')")]
         jobs.run_jobs(commands, [tmp_path / "job.1.log", log], what="trying")
     first, *rest = str(failed.value).splitlines()
@@ -42,12 +44,12 @@ def test_a_failing_job_is_reported_with_its_log_and_the_reason(tmp_path):
 
 
 def test_a_killed_job_is_reported_with_its_signal(tmp_path):
-    with pytest.raises(RecipeError, match="signal 9"):
+    with pytest.raises(UserError, match="signal 9"):
         jobs.run_jobs([python("import os; os.kill(os.getpid(), 9)")], [tmp_path / "log"], what="trying")
 
 
 def test_a_command_that_does_not_exist_is_named(tmp_path):
-    with pytest.raises(RecipeError, match="no/such/python"):
+    with pytest.raises(UserError, match="no/such/python"):
         jobs.run_jobs([["no/such/python"]], [tmp_path / "log"], what="trying")
 
 
@@ -58,7 +60,7 @@ def test_a_failure_ends_the_others_and_what_they_started(tmp_path):
     told = f"os.path.exists({str(pid_file)!r}) and open({str(pid_file)!r}).read()"
     fails = f"import os, sys, time\nwhile not ({told}): time.sleep(0.05)\nsys.exit(3)"
     began = time.monotonic()
-    with pytest.raises(RecipeError, match="exit status 3"):
+    with pytest.raises(UserError, match="exit status 3"):
         jobs.run_jobs([python(child), python(fails)], [tmp_path / "1", tmp_path / "2"], what="trying")
     assert time.monotonic() - began < 30
     with contextlib.suppress(ProcessLookupError):
@@ -84,7 +86,7 @@ def test_threads_are_given_unless_the_user_has_set_them(tmp_path, monkeypatch):
 
 def test_as_a_program_it_takes_what_launch_gives_it(tmp_path):
     log = tmp_path / "train.log"
-    command = [sys.executable, "-m", "espnet_mla.recipe.jobs", "--name", "x", "--gpu", "0", str(log)]
+    command = [sys.executable, "-m", "espnet_mla.common.jobs", "--name", "x", "--gpu", "0", str(log)]
     assert subprocess.run([*command, *python("print('trained')")]).returncode == 0
     assert "trained" in log.read_text()
     assert subprocess.run([*command, *python("raise SystemExit(7)")]).returncode == 7

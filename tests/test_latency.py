@@ -7,8 +7,8 @@ from espnet2.layers.utterance_mvn import UtteranceMVN
 
 from espnet_mla.attention import Chunks
 from espnet_mla.models.encoders import ConformerEncoder
-from espnet_mla.streaming.features import StreamingFeatures
-from espnet_mla.streaming.latency import latency
+from espnet_mla.models.features import StreamingFeatures
+from espnet_mla.models.latency import latency
 
 
 class Model:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.tables import read_table
 from espnet_mla.recipe import librispeech
-from espnet_mla.recipe.files import RecipeError, read_table
 
 REAL = Path(os.environ.get("LIBRISPEECH_REAL", Path(__file__).parents[2] / "shared" / "speech"))
 READERS = {"train-clean-100": "11", "dev-clean": "21", "dev-other": "31", "test-clean": "41", "test-other": "51"}
@@ -91,13 +92,13 @@ class TestPrepare:
 
     def test_missing_parts_are_named_with_the_folder_looked_in(self, corpus_dir, tmp_path):
         shutil.rmtree(corpus_dir / "LibriSpeech" / "dev-other")
-        with pytest.raises(RecipeError, match=re.escape(f"{corpus_dir}/LibriSpeech lacks dev-other: LIBRISPEECH")):
+        with pytest.raises(UserError, match=re.escape(f"{corpus_dir}/LibriSpeech lacks dev-other: LIBRISPEECH")):
             librispeech.prepare(corpus_dir, tmp_path, nj=1)
 
     def test_a_part_without_transcripts_is_refused(self, corpus_dir, tmp_path):
         for path in (corpus_dir / "LibriSpeech" / "test-other").rglob("*.trans.txt"):
             path.unlink()
-        with pytest.raises(RecipeError, match="test-other holds no transcripts"):
+        with pytest.raises(UserError, match="test-other holds no transcripts"):
             librispeech.prepare(corpus_dir, tmp_path, nj=1)
 
     @pytest.mark.parametrize("damage", ["not audio", "empty", "missing", "no transcript"])
@@ -178,18 +179,18 @@ class TestPrepare:
         folder = write_chapter(tmp_path, "train-clean-100", "11", "7", number=100)
         for number in (3, 42):
             (folder / f"11-7-{number:04d}.flac").write_bytes(b"broken")
-        with pytest.raises(RecipeError, match=r"2 of 100 utterances are broken.*11-7-0003.*11-7-0042"):
+        with pytest.raises(UserError, match=r"2 of 100 utterances are broken.*11-7-0003.*11-7-0042"):
             librispeech.prepare(tmp_path, tmp_path / "data", nj=1, parts=["train-clean-100"])
 
     def test_a_speaker_in_two_parts_is_refused(self, corpus_dir, tmp_path):
         write_chapter(corpus_dir, "test-clean", "11", "7")
-        with pytest.raises(RecipeError, match="test-clean and train-clean-100 both hold chapter 7 of the reader 11"):
+        with pytest.raises(UserError, match="test-clean and train-clean-100 both hold chapter 7 of the reader 11"):
             librispeech.prepare(corpus_dir, tmp_path, nj=1)
 
     def test_an_utterance_named_after_another_chapter_is_refused(self, corpus_dir, tmp_path):
         folder = corpus_dir / "LibriSpeech/dev-clean/21/7"
         (folder / "21-7-0000.flac").rename(folder / "x-0000.flac")
-        with pytest.raises(RecipeError, match="x-0000 should be named 21-7-<number>"):
+        with pytest.raises(UserError, match="x-0000 should be named 21-7-<number>"):
             librispeech.prepare(corpus_dir, tmp_path, nj=1)
 
     @pytest.mark.skipif(not (REAL / "LibriSpeech").is_dir(), reason=f"no real speech in {REAL} (LIBRISPEECH_REAL)")
@@ -291,7 +292,7 @@ class TestDownload:
     @pytest.mark.parametrize("with_ranges", [True, False])
     def test_a_cut_off_download_goes_on(self, tmp_path, server, with_ranges):
         server.cut_after, server.with_ranges = 100_000, with_ranges
-        with pytest.raises(RecipeError, match="cut off after 100000 of 3[0-9]+ bytes"):
+        with pytest.raises(UserError, match="cut off after 100000 of 3[0-9]+ bytes"):
             self.get(tmp_path, server)
         assert not (tmp_path / "LibriSpeech").exists()
         self.get(tmp_path, server)
@@ -311,7 +312,7 @@ class TestDownload:
 
     def test_a_wrong_checksum_is_refused_and_the_next_run_begins_anew(self, tmp_path, server):
         with pytest.raises(
-            RecipeError, match="dev-clean.tar.gz came with the MD5 sum .*, not 00ff: it is kept as .*wrong"
+            UserError, match="dev-clean.tar.gz came with the MD5 sum .*, not 00ff: it is kept as .*wrong"
         ):
             self.get(tmp_path, server, checksum="00ff")
         assert not (tmp_path / "LibriSpeech").exists()
@@ -322,27 +323,27 @@ class TestDownload:
 
     def test_a_given_archive_with_a_wrong_checksum_is_refused_and_stays(self, tmp_path, server):
         (tmp_path / "dev-clean.tar.gz").write_bytes(b"something else")
-        with pytest.raises(RecipeError, match="dev-clean.tar.gz has the MD5 sum .*: remove it"):
+        with pytest.raises(UserError, match="dev-clean.tar.gz has the MD5 sum .*: remove it"):
             self.get(tmp_path, server)
         assert (tmp_path / "dev-clean.tar.gz").exists()
 
     def test_a_missing_file_or_no_network_is_one_line(self, tmp_path, server):
         server.files.clear()
-        with pytest.raises(RecipeError, match="dev-clean.tar.gz: the server answers 404"):
+        with pytest.raises(UserError, match="dev-clean.tar.gz: the server answers 404"):
             self.get(tmp_path, server, "00ff")
-        with pytest.raises(RecipeError, match="^http://127.0.0.1:9/dev-clean.tar.gz: .*refused"):
+        with pytest.raises(UserError, match="^http://127.0.0.1:9/dev-clean.tar.gz: .*refused"):
             librispeech.download(tmp_path, ["dev-clean"], url="http://127.0.0.1:9", gigabytes={"dev-clean": 0.0})
 
     def test_too_little_space_is_said_before_the_download(self, tmp_path, server, monkeypatch):
         monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6 - 1000, 1000))
-        with pytest.raises(RecipeError, match="1.00kB are free, .* needs"):
+        with pytest.raises(UserError, match="1.00kB are free, .* needs"):
             self.get(tmp_path, server)
         assert not server.ranges
 
     def test_the_space_for_all_parts_is_asked_for_before_the_first(self, tmp_path, monkeypatch):
         monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**11, 9 * 10**10, 10**10))
         # 6.3 + 0.337 + 0.314 + 0.346 + 0.328, and the largest archive beside.
-        with pytest.raises(RecipeError, match=r"10.0GB are free, LibriSpeech's dev-clean.* needs 13.9GB"):
+        with pytest.raises(UserError, match=r"10.0GB are free, LibriSpeech's dev-clean.* needs 13.9GB"):
             librispeech.download(tmp_path)
 
     @pytest.mark.parametrize("name", ["../evil", "/evil", "LibriSpeech/../../evil"])
@@ -354,17 +355,17 @@ class TestDownload:
             member.type, member.linkname = kind, f"../../../{name}" if kind == tarfile.SYMTYPE else ""
             tar.addfile(member)
         server.files["/12/dev-clean.tar.gz"] = buffer.getvalue()
-        with pytest.raises(RecipeError, match="cannot be unpacked|does not hold"):
+        with pytest.raises(UserError, match="cannot be unpacked|does not hold"):
             self.get(tmp_path / "corpus", server)
         left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
         assert left == ["corpus", "corpus/.dev-clean.tar.gz.partial", "corpus/LibriSpeech"]
 
     def test_an_archive_of_something_else_is_refused(self, tmp_path, server):
         server.files["/12/dev-clean.tar.gz"] = archive("dev-other", FILES)
-        with pytest.raises(RecipeError, match="does not hold LibriSpeech/dev-clean"):
+        with pytest.raises(UserError, match="does not hold LibriSpeech/dev-clean"):
             self.get(tmp_path, server)
         assert not (tmp_path / "LibriSpeech" / "dev-clean").exists()
 
     def test_an_unknown_part_is_refused_with_the_known_ones(self, tmp_path):
-        with pytest.raises(RecipeError, match="train-clean-10 is no part .*train-clean-100"):
+        with pytest.raises(UserError, match="train-clean-10 is no part .*train-clean-100"):
             librispeech.download(tmp_path, ["train-clean-10"])

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.lock import lock, unlock
 from espnet_mla.recipe import stages
-from espnet_mla.recipe.files import RecipeError
 from espnet_mla.recipe.layout import Layout
-from espnet_mla.recipe.lock import lock, unlock
 from espnet_mla.recipe.options import parse
 
-HOLD = "import sys, time; from pathlib import Path; from espnet_mla.recipe.lock import lock\n"
+HOLD = "import sys, time; from pathlib import Path; from espnet_mla.common.lock import lock\n"
 HOLD += "held = lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(100)"
 
 
@@ -29,7 +29,7 @@ def holder(tmp_path):
 
 def test_a_second_run_is_refused_with_the_lock_and_its_holder(holder, tmp_path):
     with pytest.raises(
-        RecipeError, match=rf"exp/\.lock is held by process {holder.pid} on .+ since \d{{4}}-[-T:\d]+: wait for its end"
+        UserError, match=rf"exp/\.lock is held by process {holder.pid} on .+ since \d{{4}}-[-T:\d]+: wait for its end"
     ):
         lock(tmp_path / "exp")
 
@@ -74,7 +74,7 @@ def performed(tmp_path, monkeypatch):
 
 def test_every_folder_of_a_run_is_locked_before_its_first_stage(performed, tmp_path):
     held = lock(tmp_path / "exp" / "asr_train_raw_bpe30")
-    with pytest.raises(RecipeError, match="asr_train_raw_bpe30/.lock is held by"):
+    with pytest.raises(UserError, match="asr_train_raw_bpe30/.lock is held by"):
         stages.perform(layout())
     assert not performed
     stages.perform(layout("--stop_stage", "10"))
@@ -92,7 +92,7 @@ def test_a_folder_is_free_again_after_the_last_stage_that_writes_to_it(performed
             try:
                 unlock(lock(stages.STAGES[number].writes(at)))
                 seen[number] = "free"
-            except RecipeError:
+            except UserError:
                 seen[number] = "held"
 
     old = stages.STAGES[11]
@@ -103,11 +103,11 @@ def test_a_folder_is_free_again_after_the_last_stage_that_writes_to_it(performed
 
 def test_a_run_that_fails_leaves_no_lock(performed, monkeypatch):
     def fail(_):
-        raise RecipeError("no")
+        raise UserError("no")
 
     old = stages.STAGES[5]
     monkeypatch.setitem(stages.STAGES, 5, stages.Stage(old.title, fail, old.needs, old.writes))
-    with pytest.raises(RecipeError, match="^no$"):
+    with pytest.raises(UserError, match="^no$"):
         stages.perform(layout())
     monkeypatch.setitem(stages.STAGES, 5, old)
     stages.perform(layout())

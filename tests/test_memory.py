@@ -34,7 +34,7 @@ print(memory._on_cpu(run))
 @linux
 def test_more_speech_takes_more_and_the_same_takes_the_same(recipe, monkeypatch):
     import espnet_mla
-    from espnet_mla.trained import find
+    from espnet_mla.trained.model import find
 
     monkeypatch.chdir(recipe)
     espnet_mla.register()
@@ -46,12 +46,12 @@ def test_more_speech_takes_more_and_the_same_takes_the_same(recipe, monkeypatch)
 
 
 def test_a_failing_process_is_reported(recipe, tmp_path, monkeypatch):
-    from espnet_mla.recipe.files import RecipeError
-    from espnet_mla.trained import find
+    from espnet_mla.common.errors import UserError
+    from espnet_mla.trained.model import find
 
     monkeypatch.chdir(recipe)
     source = find(None, "exp/asr_tiny/valid.acc.ave.pth", None)
-    with pytest.raises(RecipeError, match=r"measuring the memory for 1 s of speech failed: .*(CUDA|NVIDIA|device)"):
+    with pytest.raises(UserError, match=r"measuring the memory for 1 s of speech failed: .*(CUDA|NVIDIA|device)"):
         memory.peaks(source, [1.0], "cuda:99", "float32")
 
 

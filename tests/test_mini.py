@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.tables import read_table
 from espnet_mla.recipe import librispeech, mini
-from espnet_mla.recipe.files import RecipeError, read_table
 
 SIZES = {"train-clean-100": 30, "dev-clean": 6, "dev-other": 4, "test-clean": 6, "test-other": 2}
 
@@ -105,6 +106,6 @@ def test_a_rerun_makes_only_what_is_missing_or_asked_for_otherwise(tmp_path):
 def test_a_corpus_that_was_not_made_here_is_never_overwritten(tmp_path):
     (tmp_path / "LibriSpeech").mkdir()
     (tmp_path / "LibriSpeech" / "SPEAKERS.TXT").write_text(";ID  |SEX| SUBSET           |MINUTES| NAME\n")
-    with pytest.raises(RecipeError, match="not overwritten"):
+    with pytest.raises(UserError, match="not overwritten"):
         mini.synthesise(tmp_path, sizes={"test-other": 1})
     assert [path.name for path in tmp_path.iterdir()] == ["LibriSpeech"]

@@ -17,16 +17,16 @@ SLEEP = "import os, time; open({path!r}, 'a').write(str(os.getpid()) + chr(10));
 JOBS = """
 import sys
 from pathlib import Path
-from espnet_mla.recipe.jobs import run_jobs
+from espnet_mla.common.jobs import run_jobs
 code = {sleep!r}
-inner = [sys.executable, "-m", "espnet_mla.recipe.jobs", {log!r}, sys.executable, "-c", code]
+inner = [sys.executable, "-m", "espnet_mla.common.jobs", {log!r}, sys.executable, "-c", code]
 starter = "import subprocess; subprocess.run(" + repr(inner) + ")"
 run_jobs([[sys.executable, "-c", code], [sys.executable, "-c", starter]], [Path({log!r} + n) for n in "ab"], what="x")
 """
 
 WORKERS = """
 import os, time
-from espnet_mla.recipe.workers import each
+from espnet_mla.common.workers import each
 
 def wait(path):
     with open(path, "a") as file:
@@ -100,7 +100,7 @@ CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc")
 )
 def test_in_a_container_the_recipe_may_be_the_first_process(tmp_path):
     code = (
-        "import os; from pathlib import Path; from espnet_mla.recipe.jobs import run_jobs\n"
+        "import os; from pathlib import Path; from espnet_mla.common.jobs import run_jobs\n"
         f"assert os.getpid() == 1; run_jobs([['true']], [Path({str(tmp_path / 'log')!r})], what='a job')\n"
     )
     done = subprocess.run([*CONTAINER, sys.executable, "-c", code], capture_output=True, text=True)

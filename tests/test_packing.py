@@ -19,9 +19,9 @@ import yaml
 from experiment import DECODING, OPTIONS, RANK, layout
 
 import espnet_mla
-from espnet_mla.pretrained import from_pretrained
+from espnet_mla.common.errors import UserError
 from espnet_mla.recipe import packing, stages
-from espnet_mla.recipe.files import RecipeError
+from espnet_mla.trained.pretrained import from_pretrained
 
 PACK = ("--stage", "14", "--skip_packing", "false")
 UPLOAD = ("--stage", "15", "--skip_upload_hf", "false", "--hf_repo", "me/tiny")
@@ -143,7 +143,7 @@ def test_what_a_killed_run_has_left_is_not_packed(recipe, archive, tmp_path, mon
 def test_options_that_decoding_would_refuse_are_named(recipe, tmp_path, monkeypatch):
     shutil.copytree(recipe, tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RecipeError, match="--inference_args --bogus 1"):
+    with pytest.raises(UserError, match="--inference_args --bogus 1"):
         stages.perform(layout(*PACK, "--inference_args", "--bogus 1"))
     assert not Path("exp/asr_tiny/.packing").exists()
 
@@ -166,19 +166,19 @@ def test_dry_run_writes_the_content_of_the_archive_and_nothing_else(recipe, arch
     assert card == packed.pop("README.md").replace(archive.name.encode(), b"me/tiny") and b"me/tiny" in card
     assert written == packed
     (tmp_path / "hf_me_tiny" / ".git").mkdir()
-    with pytest.raises(RecipeError, match="hf_me_tiny is a git clone"):
+    with pytest.raises(UserError, match="hf_me_tiny is a git clone"):
         stages.perform(layout(*options))
 
 
 @pytest.mark.parametrize("repo", ["", "tiny", "me/../tiny", "a/b/c"])
 def test_a_name_that_no_repository_can_have_is_found_first(repo):
-    with pytest.raises(RecipeError, match="--hf_repo .*owner/name"):
+    with pytest.raises(UserError, match="--hf_repo .*owner/name"):
         stages.check(layout(*UPLOAD[:-1], repo))
 
 
 def test_upload_without_an_archive_names_stage_14(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RecipeError, match="asr_tiny_valid.acc.ave.zip, which stage 14 makes: start with --stage 14"):
+    with pytest.raises(UserError, match="asr_tiny_valid.acc.ave.zip, which stage 14 makes: start with --stage 14"):
         stages.perform(layout(*UPLOAD, "--hf_dry_run", "true"))
 
 

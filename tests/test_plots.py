@@ -41,7 +41,7 @@ def test_every_model_is_a_point_of_every_plot_that_shows_its_figures(tmp_path, f
             row = next(row for row in comparison.rows if row.name == point["model"])
             for title, shown in point["figures"].items():
                 cells = [comparison.cell(row, column) for column in comparison.columns if column.title == title]
-                assert shown in [tables.shown(cell, titles[title]) for cell in cells]
+                assert shown in [tables.format_cell(cell, titles[title]) for cell in cells]
 
 
 def test_drawing_again_gives_the_same_files(tmp_path, figures):

@@ -15,8 +15,9 @@ from espnet_model_zoo.downloader import ModelDownloader
 from experiment import DECODING, heard, samples
 
 import espnet_mla
-from espnet_mla.pretrained import unpack, with_files
-from espnet_mla.recipe.files import RecipeError
+from espnet_mla.common.errors import UserError
+from espnet_mla.trained.archive import unpack
+from espnet_mla.trained.locate import with_files
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +85,7 @@ def test_another_archive_under_the_same_name_is_not_taken_for_the_old_one(archiv
     path = shutil.copy(archive, tmp_path / "model.zip")
     espnet_mla.from_pretrained(path)
     with_another_version(archive, path, "99.1")
-    with pytest.raises(RecipeError, match=r"99\.1"):
+    with pytest.raises(UserError, match=r"99\.1"):
         espnet_mla.from_pretrained(path)
 
 
@@ -95,7 +96,7 @@ def test_a_newer_packer_is_needed_by_name_and_an_older_one_is_not(version, taken
     if taken:
         espnet_mla.from_pretrained(path)
         return
-    with pytest.raises(RecipeError) as refused:
+    with pytest.raises(UserError) as refused:
         espnet_mla.from_pretrained(path)
     assert str(refused.value) == f"{path} needs espnet_mla {version} or newer, which packed it; installed is 0.1.9"
 
@@ -105,20 +106,20 @@ def test_a_member_that_would_land_outside_is_refused(name, tmp_path):
     archive = zipped(tmp_path / "evil.zip", **{"meta.yaml": "a: b\n", name: "evil"})
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "before").touch()
-    with pytest.raises(RecipeError, match=f"evil.zip: its member {name} would land outside"):
+    with pytest.raises(UserError, match=f"evil.zip: its member {name} would land outside"):
         unpack(archive, tmp_path / "target")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["before", "evil.zip", "target"]
 
 
 @pytest.mark.parametrize("source", ["nowhere.zip", "owner/nowhere.zip", "/no/such/place", "nothing"])
 def test_what_does_not_exist_is_named_with_what_is_valid(source):
-    with pytest.raises(RecipeError, match=f"{source} does not exist: valid are an archive .*owner/name on the Hugging"):
+    with pytest.raises(UserError, match=f"{source} does not exist: valid are an archive .*owner/name on the Hugging"):
         espnet_mla.from_pretrained(source)
 
 
 def test_a_model_that_the_hub_does_not_give_is_named_with_the_reason(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(RecipeError, match=r"nobody/nothing is neither here nor can it be had .* \(.+\): valid"):
+    with pytest.raises(UserError, match=r"nobody/nothing is neither here nor can it be had .* \(.+\): valid"):
         espnet_mla.from_pretrained("nobody/nothing")
 
 
@@ -134,24 +135,24 @@ def test_what_is_no_model_is_named(recipe, archive, tmp_path):
         voice: "voice.zip holds no speech recogniser: its meta.yaml names only train_config, model_file",
         tmp_path / "empty": "empty holds neither meta.yaml nor config.yaml: valid are",
     }.items():
-        with pytest.raises(RecipeError, match=problem):
+        with pytest.raises(UserError, match=problem):
             espnet_mla.from_pretrained(source)
-    with pytest.raises(RecipeError, match="lacks 7epoch.pth; inference_asr_model may be valid.acc.ave.pth, valid"):
+    with pytest.raises(UserError, match="lacks 7epoch.pth; inference_asr_model may be valid.acc.ave.pth, valid"):
         espnet_mla.from_pretrained(recipe / "exp" / "asr_tiny", inference_asr_model="7epoch.pth")
 
 
 def test_a_model_that_is_no_longer_whole_is_named(recipe, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(recipe / "exp" / "asr_tiny", moved, symlinks=True)
-    with pytest.raises(RecipeError, match="moved cannot be loaded: .*feats_stats.npz.*recipe's folder"):
+    with pytest.raises(UserError, match="moved cannot be loaded: .*feats_stats.npz.*recipe's folder"):
         espnet_mla.from_pretrained(moved)
     (moved / "config.yaml").write_text("")
-    with pytest.raises(RecipeError, match="config.yaml must hold"):
+    with pytest.raises(UserError, match="config.yaml must hold"):
         espnet_mla.from_pretrained(moved)
     shutil.copytree(recipe, tmp_path / "whole", symlinks=True)
     model = tmp_path / "whole" / "exp" / "asr_tiny" / "valid.acc.ave_1best.pth"
     model.write_bytes(model.read_bytes()[:1000])
-    with pytest.raises(RecipeError, match="asr_tiny cannot be loaded: "):
+    with pytest.raises(UserError, match="asr_tiny cannot be loaded: "):
         espnet_mla.from_pretrained(tmp_path / "whole" / "exp" / "asr_tiny")
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from espnet_mla.measure import measuring, profile
 from espnet_mla.recipe import scoring
-from espnet_mla.trained import find
+from espnet_mla.trained.model import find
 
 
 @pytest.fixture

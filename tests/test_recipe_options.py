@@ -6,8 +6,9 @@ import time
 
 import pytest
 
+from espnet_mla.common.errors import UsageError
 from espnet_mla.recipe import options
-from espnet_mla.recipe.options import UsageError, parse
+from espnet_mla.recipe.options import parse
 
 SETS = ["--train_set", "train", "--valid_set", "dev", "--test_sets", "test"]
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from espnet_mla.recipe import sclite
+from espnet_mla.common import sclite
 
 CASES = json.loads((Path(__file__).parent / "data" / "sclite_pairs.json").read_text(encoding="utf-8"))
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from espnet_mla.common.errors import UserError
 from espnet_mla.measure import scores
 from espnet_mla.recipe import scoring
-from espnet_mla.recipe.files import RecipeError
 
 WORDS = ["THE", "CAT", "SAT", "ON", "A", "MAT", ";;", "**"]
 
@@ -59,10 +59,10 @@ def test_nothing_scored_is_nothing_and_half_a_score_is_named(tmp_path):
     out = score(tmp_path, "decode_asr_asr_model_valid.acc.ave", "test", 1)
     hypotheses = out / "score_wer" / "hyp.trn"
     hypotheses.write_text(hypotheses.read_text() + "A LINE WITHOUT ITS NAME\n")
-    with pytest.raises(RecipeError, match=r"hyp\.trn, line 21: not a text, a tab"):
+    with pytest.raises(UserError, match=r"hyp\.trn, line 21: not a text, a tab"):
         scores.figures(tmp_path / "exp", Path("valid.acc.ave.pth"))
     (out / "score_wer" / "hyp.trn").unlink()
-    with pytest.raises(RecipeError, match=r"hyp\.trn does not exist: score again"):
+    with pytest.raises(UserError, match=r"hyp\.trn does not exist: score again"):
         scores.figures(tmp_path / "exp", Path("valid.acc.ave.pth"))
 
 

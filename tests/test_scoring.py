@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.tables import write_table
 from espnet_mla.recipe import scoring
-from espnet_mla.recipe.files import RecipeError, write_table
 
 TEXT = {"19-1-0000": "THE CAT SAT", "19-1-0001": "IT'S ON", "26-2-0000": "A MAT"}
 
@@ -69,7 +70,7 @@ def test_missing_and_empty_hypotheses_count_as_deletions_and_are_named(decoded, 
 
 def test_hypotheses_of_unknown_utterances_are_refused_by_name(decoded):
     data, folder = decoded({**TEXT, "77-7-0000": "WHO"})
-    with pytest.raises(RecipeError, match="77-7-0000"):
+    with pytest.raises(UserError, match="77-7-0000"):
         scoring.score(data, folder)
 
 
@@ -77,7 +78,7 @@ def test_hypotheses_of_unknown_utterances_are_refused_by_name(decoded):
 def test_a_missing_file_is_named(decoded, tmp_path, name):
     data, folder = decoded(TEXT)
     (tmp_path / name).unlink()
-    with pytest.raises(RecipeError, match=name):
+    with pytest.raises(UserError, match=name):
         scoring.score(data, folder)
 
 
@@ -94,7 +95,7 @@ def test_symbols_that_are_no_language_do_not_count(decoded, tmp_path):
     scoring.score(data, folder, cleaner="none", hyp_cleaner="none", nlsyms_txt=tmp_path / "nlsyms.txt")
     for kind in ("wer", "cer"):
         assert row(folder, kind).endswith("|100.0|0.0|0.0|0.0|0.0|0.0")
-    with pytest.raises(RecipeError, match="absent.txt"):
+    with pytest.raises(UserError, match="absent.txt"):
         scoring.score(data, folder, nlsyms_txt=tmp_path / "absent.txt")
 
 
@@ -112,5 +113,5 @@ def test_results_hold_the_environment_and_every_table_with_its_note(decoded, tmp
 
 
 def test_results_of_nothing_say_what_to_do(tmp_path):
-    with pytest.raises(RecipeError, match="stage 12"):
+    with pytest.raises(UserError, match="stage 12"):
         scoring.write_results(tmp_path)

@@ -7,7 +7,7 @@ import torch
 from test_figures import model
 
 from espnet_mla.measure import speed
-from espnet_mla.measure.encoding import encoder_of
+from espnet_mla.models.encoding import encoder_of
 
 
 def test_speech_of_a_length_is_the_utterances_one_after_the_other():

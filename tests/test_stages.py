@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from espnet_mla.common.errors import UserError
 from espnet_mla.recipe import stages
 from espnet_mla.recipe.__main__ import main
-from espnet_mla.recipe.files import RecipeError
 from espnet_mla.recipe.layout import IMPLEMENTED, Layout
 from espnet_mla.recipe.options import parse
 
@@ -32,14 +32,12 @@ def test_every_stage_of_the_table_is_one_that_the_layout_knows():
     (12, "dump/raw/test/wav.scp", 3), (13, "dump/raw/test/text", 3), (14, "exp/asr_train_raw_bpe30_sp/config.yaml", 11),
 ])  # fmt: skip
 def test_a_missing_input_is_named_with_the_stage_that_makes_it(stage, file, maker):
-    with pytest.raises(RecipeError, match=f"stage {stage} needs {file}, which stage {maker} makes"):
+    with pytest.raises(UserError, match=f"stage {stage} needs {file}, which stage {maker} makes"):
         stages.perform(layout("--stage", str(stage), "--speed_perturb_factors", "0.9 1.0", "--skip_packing", "false"))
 
 
 def test_where_the_stage_that_makes_an_input_is_skipped_the_message_says_so():
-    with pytest.raises(
-        RecipeError, match="stage 11 needs .*, which stage 4 makes: start with --stage 4 and do not skip"
-    ):
+    with pytest.raises(UserError, match="stage 11 needs .*, which stage 4 makes: start with --stage 4 and do not skip"):
         stages.perform(layout("--stage", "11", "--skip_stages", "4"))
 
 
@@ -64,28 +62,28 @@ def test_stages_are_performed_in_order_and_tell_when_they_begin_and_end(monkeypa
 def test_a_configuration_that_does_not_exist_is_found_first_and_the_others_are_listed(option):
     Path("conf").mkdir()
     Path("conf/there.yaml").write_text("max_epoch: 1\n")
-    with pytest.raises(RecipeError, match=f"--{option} conf/absent.yaml does not exist; there are: conf/there.yaml"):
+    with pytest.raises(UserError, match=f"--{option} conf/absent.yaml does not exist; there are: conf/there.yaml"):
         stages.perform(layout(f"--{option}", "conf/absent.yaml"))
 
 
 @pytest.mark.parametrize("content, problem", [("a: [1\n", "is not YAML"), ("just words\n", "key: value")])
 def test_a_configuration_that_cannot_be_read_is_found_first(content, problem):
     Path("broken.yaml").write_text(content)
-    with pytest.raises(RecipeError, match=f"--asr_config broken.yaml .*{problem}"):
+    with pytest.raises(UserError, match=f"--asr_config broken.yaml .*{problem}"):
         stages.perform(layout("--asr_config", "broken.yaml"))
 
 
 def test_a_gpu_that_is_not_there_is_found_first(monkeypatch):
     monkeypatch.setattr(stages, "_gpus", lambda: 0)
-    with pytest.raises(RecipeError, match="--ngpu 1: 0 GPUs are visible; --ngpu 0 takes the CPU"):
+    with pytest.raises(UserError, match="--ngpu 1: 0 GPUs are visible; --ngpu 0 takes the CPU"):
         stages.check(layout("--ngpu", "1"))
-    with pytest.raises(RecipeError, match="--gpu_inference true: 0 GPUs"):
+    with pytest.raises(UserError, match="--gpu_inference true: 0 GPUs"):
         stages.check(layout("--gpu_inference", "true"))
     stages.check(layout("--ngpu", "1", "--stop_stage", "10"))
 
 
 def test_outside_a_recipe_folder_stage_1_says_where_to_run():
-    with pytest.raises(RecipeError, match=r"local/data\.sh does not exist"):
+    with pytest.raises(UserError, match=r"local/data\.sh does not exist"):
         stages.perform(layout("--stop_stage", "1"))
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reference import sinusoid
 
 from espnet_mla.attention import build_attention
-from espnet_mla.convert.statistics import Gathering
+from espnet_mla.convert.statistics import StatisticsAccumulator
 
 D, HEADS = 12, 3
 KINDS = {
@@ -42,7 +42,7 @@ def test_its_weights_give_the_attentions_own_output(kind):
     attention = build(kind)
     x, mask = torch.randn(1, 7, D, dtype=torch.double), torch.ones(1, 7, 7).tril()
     place = position_of(attention, 7, 7)
-    _, a = Gathering(attention).attend(x[0], x[0], place[0] if place else None, mask)
+    _, a = StatisticsAccumulator(attention).attend(x[0], x[0], place[0] if place else None, mask)
     v = attention.linear_v(x[0]).unflatten(-1, (HEADS, -1)).transpose(0, 1)
     out = attention.linear_out((a @ v).transpose(0, 1).flatten(1))
     torch.testing.assert_close(out, attention(x, x, x, *place, mask)[0])
@@ -54,7 +54,7 @@ def test_its_weights_give_the_attentions_own_output(kind):
 def test_statistics_equal_their_definition(kind, lengths, seed, causal):
     attention = build(kind, seed)
     utterances = [torch.randn(length, D, dtype=torch.double) for length in lengths]
-    gathering = Gathering(attention)
+    gathering = StatisticsAccumulator(attention)
     queries, keys, means, counts = ([[] for _ in range(HEADS)] for _ in range(4))
     for x in utterances:
         place = position_of(attention, len(x), len(x))
@@ -87,7 +87,7 @@ def test_statistics_equal_their_definition(kind, lengths, seed, causal):
 
 
 def test_what_is_held_does_not_grow_with_the_speech():
-    gathering = Gathering(build("rel_selfattn"))
+    gathering = StatisticsAccumulator(build("rel_selfattn"))
 
     def held():
         return sum(value.nbytes for value in vars(gathering).values() if isinstance(value, torch.Tensor))
@@ -102,7 +102,7 @@ def test_what_is_held_does_not_grow_with_the_speech():
 
 def test_queries_of_other_frames_than_the_keys_count_for_themselves():
     """As in a decoder's attention to the encoder: means over queries are over their number, not that of the frames."""
-    gathering = Gathering(build("selfattn"))
+    gathering = StatisticsAccumulator(build("selfattn"))
     query, key = torch.randn(1, 3, D, dtype=torch.double), torch.randn(1, 8, D, dtype=torch.double)
     gathering.add(query, key, None, torch.ones(1, 1, 8))
     _, a = gathering.attend(query[0], key[0], None, None)

@@ -10,7 +10,7 @@ from espnet2.layers.utterance_mvn import UtteranceMVN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espnet_mla.streaming.features import StreamingFeatures
+from espnet_mla.models.features import StreamingFeatures
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ def test_json_holds_what_is_shown_and_what_it_is_made_of(comparison):
     for row, of in zip(comparison.rows, found["rows"], strict=True):
         for column in comparison.columns:
             cell, figure = comparison.cell(row, column), of["figures"][column.key]
-            assert figure["value"] == cell.value and figure["shown"] == tables.shown(cell, column)
+            assert figure["value"] == cell.value and figure["shown"] == tables.format_cell(cell, column)
             assert (figure["value"] is None) == bool(figure["missing"])
     assert list(found["left_out"].values()) == list(comparison.left_out.values())
 
@@ -88,4 +88,4 @@ def test_json_holds_what_is_shown_and_what_it_is_made_of(comparison):
 def test_a_difference_of_nothing_is_not_shown(comparison):
     column = next(column for column in comparison.columns if column.key == "parameters.all")
     cell = comparison.cell(comparison.rows[1], column)
-    assert cell.difference == 0 and "%" not in tables.shown(cell, column)
+    assert cell.difference == 0 and "%" not in tables.format_cell(cell, column)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
+from espnet_mla.common.errors import UserError
 from espnet_mla.recipe import tokens
-from espnet_mla.recipe.files import RecipeError
 from espnet_mla.recipe.layout import Layout
 from espnet_mla.recipe.options import parse
 
@@ -52,7 +52,7 @@ def test_model_and_vocabulary_are_sentencepieces_own(layout, mode, nbpe):
 @pytest.mark.parametrize(("size", "name"), [(500, "bpe.model"), (50, "train.txt")])
 def test_a_disk_that_fills_up_leaves_no_half_file(layout, largest_file, size, name):
     at = layout("--nbpe", "23")
-    with largest_file(size), pytest.raises(RecipeError, match=f"cannot write {at.bpedir / name}"):
+    with largest_file(size), pytest.raises(UserError, match=f"cannot write {at.bpedir / name}"):
         tokens.make_token_list(at)
     left = [path.name for path in at.bpedir.iterdir()]
     assert left == (["train.txt"] if name == "bpe.model" else [])
@@ -68,14 +68,14 @@ def test_the_same_text_gives_the_same_model(layout):
 
 
 def test_a_vocabulary_that_the_text_does_not_allow_is_refused_with_the_largest(layout):
-    with pytest.raises(RecipeError, match=r"--nbpe 5000 .*at most (\d+) is possible") as refused:
+    with pytest.raises(UserError, match=r"--nbpe 5000 .*at most (\d+) is possible") as refused:
         tokens.make_token_list(layout("--nbpe", "5000"))
     largest = str(refused.value).split("at most ")[1].split()[0]
     tokens.make_token_list(layout("--nbpe", largest))
 
 
 def test_a_vocabulary_below_the_characters_is_refused_with_the_smallest(layout):
-    with pytest.raises(RecipeError, match=r"--nbpe 8 .*at least \d+ is needed"):
+    with pytest.raises(UserError, match=r"--nbpe 8 .*at least \d+ is needed"):
         tokens.make_token_list(layout("--nbpe", "8"))
 
 
@@ -84,7 +84,7 @@ def test_a_refused_vocabulary_leaves_the_earlier_one_as_it_was(layout):
     tokens.make_token_list(at)
     before = at.token_list.read_text()
     (at.bpedir / "train.txt").unlink()
-    with pytest.raises(RecipeError, match="holds no text"):
+    with pytest.raises(UserError, match="holds no text"):
         (at.bpedir.parents[2] / "text").write_text("utt0\nutt1\n")
         tokens.make_token_list(at)
     assert at.token_list.read_text() == before

@@ -10,8 +10,8 @@ import pytest
 import soundfile
 from experiment import DECODING, samples
 
-from espnet_mla import transcribe
-from espnet_mla.recipe.files import RecipeError
+from espnet_mla.common.errors import UserError
+from espnet_mla.trained import transcribe
 
 FLAGS = [word for name, value in DECODING.items() for word in (f"--{name}", str(value))]
 
@@ -80,7 +80,7 @@ def test_any_rate_becomes_the_models(rate, channels, tmp_path):
 def test_a_file_that_ends_early_is_refused(recipe, tmp_path):
     whole = (recipe / "speech.flac").read_bytes()
     (tmp_path / "cut.flac").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(RecipeError):
+    with pytest.raises(UserError):
         transcribe.read(str(tmp_path / "cut.flac"), 16000)
 
 

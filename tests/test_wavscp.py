@@ -1,4 +1,4 @@
-"""espnet_mla.recipe.wavscp: every form of a wav.scp value gives the samples it stands for."""
+"""espnet_mla.common.wavscp: every form of a wav.scp value gives the samples it stands for."""
 
 import shlex
 import shutil
@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet_mla.recipe import audio, wavscp
-from espnet_mla.recipe.files import RecipeError
+from espnet_mla.common import wavscp
+from espnet_mla.common.errors import UserError
+from espnet_mla.recipe import audio
 
 FS = 16000
 
@@ -82,7 +83,7 @@ def test_what_stage_2_writes_of_a_path_is_read_without_a_shell_and_means_the_sam
     assert len(wavscp.read(entry)[0]) == FS / 2
     assert len(wavscp.read(audio._faster(entry, "2.0"))[0]) == FS / 4
     path.unlink()
-    with pytest.raises(RecipeError, match="no such file"):
+    with pytest.raises(UserError, match="no such file"):
         wavscp.read(entry)
 
 
@@ -127,31 +128,31 @@ def test_a_truncated_flac_is_refused_by_name(tmp_path):
     soundfile.write(path, noise, FS)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert soundfile.info(path).frames == 3 * FS  # the header alone does not tell
-    with pytest.raises(RecipeError, match="cut.flac"):
+    with pytest.raises(UserError, match="cut.flac"):
         wavscp.read(str(path))
 
 
 @pytest.mark.parametrize("what", [b"", b"not audio at all"])
 def test_a_file_that_is_no_audio_is_refused_by_name(tmp_path, what):
     (tmp_path / "bad.flac").write_bytes(what)
-    with pytest.raises(RecipeError, match="bad.flac"):
+    with pytest.raises(UserError, match="bad.flac"):
         wavscp.read(str(tmp_path / "bad.flac"))
 
 
 def test_empty_and_infinite_audio_are_refused(tmp_path):
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), FS)
     soundfile.write(tmp_path / "nan.wav", np.full(100, np.nan), FS, "FLOAT")
-    with pytest.raises(RecipeError, match="no samples"):
+    with pytest.raises(UserError, match="no samples"):
         wavscp.read(str(tmp_path / "empty.wav"))
-    with pytest.raises(RecipeError, match="finite"):
+    with pytest.raises(UserError, match="finite"):
         wavscp.read(str(tmp_path / "nan.wav"))
 
 
 def test_a_missing_file_or_failing_command_is_named():
     for entry in ("/nowhere/a.flac", "sox /nowhere/a.flac -t wav - speed 0.9 |", "/nowhere/a.ark:12"):
-        with pytest.raises(RecipeError, match="/nowhere/a"):
+        with pytest.raises(UserError, match="/nowhere/a"):
             wavscp.read(entry)
-    with pytest.raises(RecipeError, match="status 3: why"):
+    with pytest.raises(UserError, match="status 3: why"):
         wavscp.read("echo why >&2; exit 3 |")
 
 

@@ -1,12 +1,12 @@
-"""espnet_mla.recipe.workers: the same results in the same order, however many processes."""
+"""espnet_mla.common.workers: the same results in the same order, however many processes."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from espnet_mla.recipe.files import RecipeError
-from espnet_mla.recipe.workers import each
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.workers import map_in_processes
 
 CALLS = []
 
@@ -25,7 +25,7 @@ def calls(item):
 
 
 def refuse(item):
-    raise RecipeError(f"{item} is refused")
+    raise UserError(f"{item} is refused")
 
 
 def die(_):
@@ -34,30 +34,30 @@ def die(_):
 
 @pytest.mark.parametrize("nj", [1, 2])
 def test_results_come_in_the_order_of_the_items(nj):
-    assert list(each(square, range(50), nj, "test")) == [number * number for number in range(50)]
+    assert list(map_in_processes(square, range(50), nj, "test")) == [number * number for number in range(50)]
 
 
 def test_no_items_give_no_results():
-    assert list(each(square, [], 4, "test")) == []
+    assert list(map_in_processes(square, [], 4, "test")) == []
 
 
 def test_workers_are_in_the_callers_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert {Path(folder) for folder in each(where, [1, 2], 2, "test")} == {tmp_path}
+    assert {Path(folder) for folder in map_in_processes(where, [1, 2], 2, "test")} == {tmp_path}
 
 
 def test_fresh_gives_every_item_a_process_of_its_own():
-    results = list(each(calls, range(3), 2, "test", fresh=True))
+    results = list(map_in_processes(calls, range(3), 2, "test", fresh=True))
     assert len({pid for pid, _ in results}) == 3
     assert all(count == 1 for _, count in results)
 
 
 @pytest.mark.parametrize("nj", [1, 2])
 def test_a_workers_refusal_reaches_the_caller(nj):
-    with pytest.raises(RecipeError, match="7 is refused"):
-        list(each(refuse, [7, 8], nj, "test"))
+    with pytest.raises(UserError, match="7 is refused"):
+        list(map_in_processes(refuse, [7, 8], nj, "test"))
 
 
 def test_a_killed_worker_is_one_clear_error():
-    with pytest.raises(RecipeError, match="testing: a worker process was killed"):
-        list(each(die, [1, 2], 2, "testing"))
+    with pytest.raises(UserError, match="testing: a worker process was killed"):
+        list(map_in_processes(die, [1, 2], 2, "testing"))

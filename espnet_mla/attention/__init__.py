@@ -5,11 +5,12 @@ from collections.abc import Mapping
 
 from espnet_mla.attention.base import POSITIONS, Attention
 from espnet_mla.attention.cache import Cache, FrameCache, Past, RunningState
-from espnet_mla.attention.chunks import ALL, Chunks, seen_as, view
+from espnet_mla.attention.chunks import ALL, Chunks
+from espnet_mla.attention.context import AttentionContext, attention_context, using_context
 from espnet_mla.attention.gqa import GQA, MHA
 from espnet_mla.attention.linear import Linear
 from espnet_mla.attention.mla import MLA
-from espnet_mla.attention.positions import KeptPosition
+from espnet_mla.attention.positions import CachedPosition
 
 ATTENTIONS: dict[str, type[Attention]] = {"mha": MHA, "gqa": GQA, "mla": MLA, "linear": Linear}
 
@@ -20,8 +21,7 @@ _SHARED = ("d_model", "num_heads", "position", "dropout_rate")
 def attention_options(kind: str) -> dict[str, object]:
     """The keys of `attention_conf` that this choice has, each with its default."""
     parameters = inspect.signature(ATTENTIONS[kind].__init__).parameters.values()
-    own = (p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _SHARED)
-    return {parameter.name: parameter.default for parameter in own}
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _SHARED}
 
 
 def build_attention(
@@ -88,7 +88,7 @@ def build_attentions(kind: str, conf: dict, layers: int, *, key: str = "attentio
     confs = [conf] * layers
     if isinstance(conf, Mapping):
         confs = [{name: of(layer, name, value) for name, value in conf.items()} for layer in range(layers)]
-    return [build_attention(kind, own, key=key, **shared) for own in confs]
+    return [build_attention(kind, layer_conf, key=key, **shared) for layer_conf in confs]
 
 
 __all__ = [
@@ -96,15 +96,16 @@ __all__ = [
     "ATTENTIONS",
     "POSITIONS",
     "Attention",
+    "AttentionContext",
     "Cache",
     "Chunks",
     "FrameCache",
-    "KeptPosition",
+    "CachedPosition",
     "Past",
     "RunningState",
+    "attention_context",
     "attention_options",
     "build_attention",
     "build_attentions",
-    "seen_as",
-    "view",
+    "using_context",
 ]

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from espnet_mla.attention.cache import Cache, Past
-from espnet_mla.attention.chunks import Chunks, view
-from espnet_mla.attention.positions import KeptPosition, rotate
+from espnet_mla.attention.chunks import Chunks
+from espnet_mla.attention.context import attention_context
+from espnet_mla.attention.positions import CachedPosition, rotate
 from espnet_mla.attention.softmax import PositionTerm, softmax_attention
 
 # The values of ESPnet's pos_enc_layer_type. The absolute ones are added before the first layer: an attention sees none.
@@ -62,10 +63,10 @@ class Attention(nn.Module):
         self,
         query: Tensor,
         kv: Cache,
-        position: Tensor | KeptPosition | None,
+        position: Tensor | CachedPosition | None,
         mask: Tensor | None,
         *,
-        own: bool = False,
+        self_attention: bool = False,
     ) -> Tensor:
         """Attend from the last t_q frames of kv to all of them.
 
@@ -73,10 +74,11 @@ class Attention(nn.Module):
             query: (b, t_q, d).
             kv: what `project_kv` made of t_k frames.
             position: for rel_pos the sinusoids (1, t_q + t_k - 1, d) of the distances t_k - 1 down to 1 - t_q, as
-                ESPnet's RelPositionalEncoding gives them, or a `KeptPosition` with them; else None.
-            mask: (b, 1, t_k) or (b, t_q, t_k), true where a query may look; None for everywhere. A query that may
-                look nowhere gets zeros before `linear_out`.
-            own: whether the queries are the very frames of kv, so that the mask tells which of them are padding.
+                ESPnet's RelPositionalEncoding gives them, or a `CachedPosition` with them; else None.
+            mask: (b, 1, t_k) or (b, t_q, t_k), true where a query may look; None for everywhere. A fully
+                masked query gets zeros before `linear_out`.
+            self_attention: whether the queries are the very frames of kv, so that the mask tells which of them are
+                padding.
 
         Returns:
             (b, t_q, d).
@@ -102,8 +104,13 @@ class Attention(nn.Module):
     ) -> Tensor:
         """ESPnet's call: (query, key, value, mask), or (query, key, value, pos_emb, mask) with relative positions.
 
-        A decoder may give a cache as `key`, or a `Past` as mask: see `attend_to_kept`. In an encoder that runs in chunks
-        the queries see what `chunks.view` says.
+        | caller | key | mask | what is done |
+        | --- | --- | --- | --- |
+        | encoder, full context | the query | (b, 1, t) or None | self-attention over the utterance |
+        | encoder, chunks | the query | (b, 1, t) or None | what `attention_context` says |
+        | decoder, in training | frames (b, t_k, d) | (b, 1 or t_q, t_k) | attention to all of them |
+        | decoder, step by step, to itself | the new frames | a `Past` | they are appended, and all attended to |
+        | decoder, step by step, to the source | a cache | (rows, 1, t_k) or None | each row serves several queries |
 
         Args:
             expand_kv: all rows of `key` are the same, as ESPnet's partially autoregressive decoding says.
@@ -114,24 +121,24 @@ class Attention(nn.Module):
         if value is not key:
             raise ValueError(f"{self.name} makes keys and values from the same frames: value must be key")
         *position, mask = position_and_mask
-        if keeps(key, mask):
-            return attend_to_kept(self, query, key, mask)
-        own = query is key
-        if own and (seen := view()) is not None:
-            return seen.attend(self, query, position[0] if position else None, mask)
+        if is_cached(key, mask):
+            return attend_to_cache(self, query, key, mask)
+        self_attention = query is key
+        if self_attention and (context := attention_context()) is not None:
+            return context.attend(self, query, position[0] if position else None, mask)
         kv = self.project_kv(key[:1] if expand_kv else key, mask)
         if expand_kv:
-            return attend_to_kept(self, query, kv, mask)
-        return self.attend(query, kv, position[0] if position else None, mask, own=own)
+            return attend_to_cache(self, query, kv, mask)
+        return self.attend(query, kv, position[0] if position else None, mask, self_attention=self_attention)
 
 
-def keeps(key: Tensor | Cache, mask: Tensor | Past | None) -> bool:
-    """Whether a call of an attention is one that `attend_to_kept` answers."""
+def is_cached(key: Tensor | Cache, mask: Tensor | Past | None) -> bool:
+    """Whether a call of an attention is one that `attend_to_cache` answers."""
     return isinstance(mask, Past) or not isinstance(key, Tensor)
 
 
-def attend_to_kept(attention, query: Tensor, key: Tensor | Cache, mask: Tensor | Past | None) -> Tensor:
-    """A decoder's call of an attention, in which something is kept.
+def attend_to_cache(attention, query: Tensor, key: Tensor | Cache, mask: Tensor | Past | None) -> Tensor:
+    """A decoder's call of an attention with a cache.
 
     Args:
         attention: with `project_kv` and `attend`.
@@ -171,9 +178,9 @@ class SoftmaxAttention(Attention):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        position: Tensor | KeptPosition | None,
+        position: Tensor | CachedPosition | None,
         mask: Tensor | None,
-        own: bool,
+        self_attention: bool,
         to_keys: Callable[[Tensor], Tensor] = lambda q: q,
     ) -> Tensor:
         """Softmax attention, with the position term where `self.position` is rel_pos.
@@ -182,7 +189,7 @@ class SoftmaxAttention(Attention):
             q: (b, h, t_q, d_query).
             k: (b, h or fewer, t_k, d_key).
             v: (b, h or fewer, t_k, d_value).
-            position, mask, own: as in `attend`.
+            position, mask, self_attention: as in `attend`.
             to_keys: carries queries into the space of the keys, where that is not theirs: d_query -> d_key.
 
         Returns:
@@ -196,13 +203,13 @@ class SoftmaxAttention(Attention):
         if self.position == "rel_pos":
             if position is None:
                 raise ValueError(f"{self.name} was built for rel_pos, but was called without position embeddings")
-            kept = isinstance(position, KeptPosition)
-            p = position.projected(self.linear_pos) if kept else self.linear_pos(position)
+            cached = isinstance(position, CachedPosition)
+            p = position.projected(self.linear_pos) if cached else self.linear_pos(position)
             p = p.unflatten(-1, (self.num_heads, -1)).permute(0, 2, 3, 1)
             term = PositionTerm((q + self.pos_bias_v.unsqueeze(-2)) * scale, p)
             q = q + self.pos_bias_u.unsqueeze(-2)
         dropout = self.dropout_rate if self.training else 0.0
-        return softmax_attention(to_keys(q), k, v, term, mask, scale, dropout, own)
+        return softmax_attention(to_keys(q), k, v, term, mask, scale, dropout, self_attention)
 
 
 def rotate_window(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,13 +47,19 @@ class GQA(SoftmaxAttention):
         return FrameCache((self._heads(self.linear_k(x)), self._heads(self.linear_v(x))))
 
     def attend(
-        self, query: Tensor, kv: FrameCache, position: Tensor | None, mask: Tensor | None, *, own: bool = False
+        self,
+        query: Tensor,
+        kv: FrameCache,
+        position: Tensor | None,
+        mask: Tensor | None,
+        *,
+        self_attention: bool = False,
     ) -> Tensor:
         k, v = kv.tensors
         q = self._heads(self.linear_q(query))
         if self.position == "rope":
             q, k = rotate_window(q, k)
-        out = self.weighted_sum(q, k, v, position, mask, own)
+        out = self.weighted_sum(q, k, v, position, mask, self_attention)
         return self.linear_out(out.transpose(1, 2).flatten(-2))
 
 

@@ -66,7 +66,13 @@ class Linear(Attention):
         return RunningState(numerator, denominator, x.shape[1], rotated)
 
     def attend(
-        self, query: Tensor, kv: RunningState, position: Tensor | None, mask: Tensor | None, *, own: bool = False
+        self,
+        query: Tensor,
+        kv: RunningState,
+        position: Tensor | None,
+        mask: Tensor | None,
+        *,
+        self_attention: bool = False,
     ) -> Tensor:
         """As in `Attention`; `mask` was spent when the state was made."""
         q = feature_map(full_precision(self._heads(self.linear_q(query))))
@@ -100,7 +106,7 @@ class Linear(Attention):
             denominator = cut(k).sum(dim=-2).cumsum(dim=-2)  # (b, h, chunks, d_head)
             total = (cut(q) * denominator.unsqueeze(-2)).sum(dim=-1, keepdim=True)
             if self.position == "rope":
-                q, k = (rotate(each, _before_last(x)) for each in (q, k))
+                q, k = (rotate(heads, _before_last(x)) for heads in (q, k))
             numerator = (cut(k).transpose(-1, -2) @ v).cumsum(dim=-3)
             out = (cut(q) @ numerator) / total.masked_fill(total == 0, 1)
         out = out.flatten(2, 3)[..., :time, :]

@@ -1,5 +1,7 @@
 """Multi-head latent attention: one small vector a frame stands for the keys and values of all heads."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ class MLA(SoftmaxAttention):
     c_j is kept. The paper normalises c_j (RMSNorm, with `kv_norm`); by default it stays as it is, so that an MHA layer
     becomes this one exactly by factorising [W_k; W_v].
 
-    Both ways to compute it are here, and agree to rounding: expanded makes k and v and attends to them; absorbed carries
+    It is computed in one of two equal forms, which agree to rounding: expanded makes k and v and attends to them; absorbed carries
     the query into the latent space, q_i W_uk, and applies W_uv to the weighted sum of latents (the paper's section
     2.1.2, last paragraph). The cheaper one is chosen by counting multiplications.
 
@@ -97,7 +99,7 @@ class MLA(SoftmaxAttention):
         return FrameCache((latent,))
 
     def absorbing_is_cheaper(self, time_q: int, time_k: int) -> bool:
-        """Whether the absorbed way takes fewer multiplications for one utterance of these lengths."""
+        """Whether the absorbed form takes fewer multiplications for one utterance of these lengths."""
         rank, d_rope, d_value = self.kv_lora_rank, self.qk_rope_head_dim, self.v_head_dim
         projections = rank * (self.qk_nope_head_dim + d_value)
         expanded = time_k * projections + time_q * time_k * (self.qk_nope_head_dim + d_rope + d_value)
@@ -105,7 +107,13 @@ class MLA(SoftmaxAttention):
         return absorbed < expanded
 
     def attend(
-        self, query: Tensor, kv: FrameCache, position: Tensor | None, mask: Tensor | None, *, own: bool = False
+        self,
+        query: Tensor,
+        kv: FrameCache,
+        position: Tensor | None,
+        mask: Tensor | None,
+        *,
+        self_attention: bool = False,
     ) -> Tensor:
         latent = kv.tensors[0]
         time_q, time_k = query.shape[1], latent.shape[1]
@@ -119,18 +127,18 @@ class MLA(SoftmaxAttention):
             q = torch.cat((q, q_rope), dim=-1)
         # A quantised layer has no weight that could be absorbed.
         plain = isinstance(self.linear_k_up.weight, Tensor) and isinstance(self.linear_v_up.weight, Tensor)
-        way = self._absorbed if plain and self.absorbing_is_cheaper(time_q, time_k) else self._expanded
-        out = way(q, latent, k_rope, position, mask, own)  # (b, h, t_q, v_head_dim)
+        compute = self._absorbed if plain and self.absorbing_is_cheaper(time_q, time_k) else self._expanded
+        out = compute(q, latent, k_rope, position, mask, self_attention)  # (b, h, t_q, v_head_dim)
         return self.linear_out(out.transpose(1, 2).flatten(-2))
 
-    def _expanded(self, q: Tensor, latent: Tensor, k_rope: Tensor | None, *place: Tensor | bool | None) -> Tensor:
+    def _expanded(self, q: Tensor, latent: Tensor, k_rope: Tensor | None, *masking: Any) -> Tensor:
         k = self.linear_k_up(latent).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         v = self.linear_v_up(latent).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         if k_rope is not None:
             k = torch.cat((k, k_rope.to(k.dtype).expand(-1, self.num_heads, -1, -1)), dim=-1)
-        return self.weighted_sum(q, k, v, *place)
+        return self.weighted_sum(q, k, v, *masking)
 
-    def _absorbed(self, q: Tensor, latent: Tensor, k_rope: Tensor | None, *place: Tensor | bool | None) -> Tensor:
+    def _absorbed(self, q: Tensor, latent: Tensor, k_rope: Tensor | None, *masking: Any) -> Tensor:
         w_uk = self.linear_k_up.weight.unflatten(0, (self.num_heads, -1))  # (h, qk_nope_head_dim, rank)
         w_uv = self.linear_v_up.weight.unflatten(0, (self.num_heads, -1))  # (h, v_head_dim, rank)
         shared = latent.unsqueeze(1)  # one head for all queries: (b, 1, t_k, rank)
@@ -143,5 +151,5 @@ class MLA(SoftmaxAttention):
 
         # Values are the latents too. The rotary columns ride along, so that keys and values are one tensor of one
         # width, which the fused kernels want, and are dropped after.
-        summed = self.weighted_sum(q, shared, shared, *place, to_keys=to_latents)[..., : self.kv_lora_rank]
+        summed = self.weighted_sum(q, shared, shared, *masking, to_keys=to_latents)[..., : self.kv_lora_rank]
         return summed @ w_uv.transpose(-1, -2)

@@ -48,7 +48,7 @@ def relative_shift(product: Tensor, time_k: int) -> Tensor:
     return flat.unflatten(-1, (time_q, distances - 1)).narrow(-1, 0, time_k)
 
 
-class KeptPosition:
+class CachedPosition:
     """Sinusoids that come again with every chunk of every stream, and what the layers' linear_pos has made of them.
 
     Args:

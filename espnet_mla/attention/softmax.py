@@ -50,7 +50,7 @@ def softmax_attention(
     mask: Tensor | None,
     scale: float,
     dropout: float,
-    own: bool,
+    self_attention: bool,
 ) -> Tensor:
     """softmax(scale q k^T + term) v, where `mask` allows.
 
@@ -62,18 +62,18 @@ def softmax_attention(
         mask: (b, 1, t_k) or (b, t_q, t_k), true where a query may look, or None.
         scale: of q k^T.
         dropout: rate of dropout on the weights.
-        own: whether queries and keys are of the same frames, so that the mask tells the padding of both.
+        self_attention: whether queries and keys are of the same frames, so that the mask tells the padding of both.
 
     Returns:
-        (b, h, t_q, d_value); zeros for a query that may look nowhere. On a CPU also for queries that are padding
-        themselves, where `own` tells which are.
+        (b, h, t_q, d_value); zeros for a fully masked query, and on a CPU with `self_attention` also for queries that
+        are padding.
     """
-    lengths = _lengths(q, mask) if own else None
+    lengths = _lengths(q, mask) if self_attention else None
     if lengths is None:
-        return _all_at_once(q, k, v, term, None if mask is None else mask.unsqueeze(1).bool(), scale, dropout)
+        return _attend_batch(q, k, v, term, None if mask is None else mask.unsqueeze(1).bool(), scale, dropout)
     time_ = q.shape[-2]
     if lengths == [time_] * len(lengths) and (term is None or len(lengths) == 1):
-        return _all_at_once(q, k, v, term, None, scale, dropout)
+        return _attend_batch(q, k, v, term, None, scale, dropout)
     # split and not indexing: one backward joins the gradients of all rows.
     rows = [x.split(1) for x in (q, k, v)]
     term_rows = term.q.split(1) if term else ()
@@ -83,10 +83,10 @@ def softmax_attention(
             outs.append(v.new_zeros(1, q.shape[1], time_, v.shape[-1]))
             continue
         real = [x[row][..., :length, :] for x in rows]
-        own = None
+        row_term = None
         if term:
-            own = PositionTerm(term_rows[row][..., :length, :], term.p[..., time_ - length : time_ + length - 1])
-        out = _all_at_once(*real, own, None, scale, dropout)
+            row_term = PositionTerm(term_rows[row][..., :length, :], term.p[..., time_ - length : time_ + length - 1])
+        out = _attend_batch(*real, row_term, None, scale, dropout)
         outs.append(nn.functional.pad(out, (0, 0, 0, time_ - length)))
     return torch.cat(outs)
 
@@ -107,17 +107,17 @@ def _lengths(q: Tensor, mask: Tensor | None) -> list[int] | None:
     return lengths.tolist() if torch.equal(ends, real) else None
 
 
-def _all_at_once(
+def _attend_batch(
     q: Tensor, k: Tensor, v: Tensor, term: PositionTerm | None, mask: Tensor | None, scale: float, dropout: float
 ) -> Tensor:
     """As `softmax_attention`, with mask (b, 1, 1 or t_q, t_k)."""
     if term is None:
         return _fused(q, k, v, mask, scale, dropout)
     time_q, time_k = q.shape[-2], k.shape[-2]
-    way = _fused
-    # A row that may look nowhere needs the care that the fused kernels take.
+    kernel = _fused
+    # A fully masked query needs the care that the fused kernels take.
     if mask is None and q.device.type == "cpu" and torch.is_grad_enabled() and term.q.requires_grad:
-        way = _by_hand
+        kernel = _unfused
         if k.shape[1] != q.shape[1]:
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     rows = _rows_at_a_time(q)
@@ -127,7 +127,7 @@ def _all_at_once(
         bias = term.rows(start, end, time_k)
         if mask is not None:
             bias = bias.masked_fill(~(mask if mask.shape[-2] == 1 else mask[..., start:end, :]), -math.inf)
-        outs.append(way(q[..., start:end, :], k, v, bias, scale, dropout))
+        outs.append(kernel(q[..., start:end, :], k, v, bias, scale, dropout))
     return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-2)
 
 
@@ -144,8 +144,8 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, d
     )
 
 
-def _by_hand(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, dropout: float) -> Tensor:
-    """softmax(bias + scale q k^T) v, every head of queries having its own of keys."""
+def _unfused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, dropout: float) -> Tensor:
+    """softmax(bias + scale q k^T) v, with as many heads of keys as of queries."""
     shape = q.shape[:2]
     q, k, v, bias = (x.flatten(0, 1) for x in (q, k, v, bias))
     weights = torch.baddbmm(bias, q, k.transpose(-1, -2), alpha=scale).softmax(dim=-1)

@@ -12,15 +12,16 @@ from espnet2.tasks.asr import ASRTask
 from torch import nn
 from tqdm import tqdm
 
-from espnet_mla.recipe.files import RecipeError, read_table
-from espnet_mla.speech import Speech, choose
-from espnet_mla.trained import sampling_rate
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.tables import read_table
+from espnet_mla.trained.model import sampling_rate
+from espnet_mla.trained.speech import Speech, choose
 
 SHORTEST = 0.1  # seconds; of less the frontend may not make a window, about which it is not as clear as subsampling
 
 
-class Heard(NamedTuple):
-    """What a model was run over.
+class CalibrationSummary(NamedTuple):
+    """The calibration speech that a model was run over.
 
     Args:
         utterances: how many.
@@ -50,7 +51,7 @@ class Calibration:
         """Of wav.scp."""
         return self.speech.path
 
-    def run(self, model: nn.Module, args: Namespace, what: str) -> Heard:
+    def run(self, model: nn.Module, args: Namespace, what: str) -> CalibrationSummary:
         """Run the model over every utterance; hooks see what happens.
 
         Args:
@@ -59,7 +60,7 @@ class Calibration:
             what: it is done for, beside the progress bar.
 
         Raises:
-            RecipeError: audio is missing, broken or of another rate, or nothing is long enough.
+            UserError: audio is missing, broken or of another rate, or nothing is long enough.
         """
         tokens_of = self._tokeniser(args)
         seconds, too_short = 0.0, 0
@@ -79,8 +80,8 @@ class Calibration:
                     tokens = torch.tensor([[model.sos, *tokens_of(key)]])
                     model.decoder(encoded, lengths, tokens, torch.tensor([tokens.shape[1]]))
         if too_short == len(self.speech.entries):
-            raise RecipeError(f"{self.path}: all {too_short} utterances are too short for the model")
-        return Heard(len(self.speech.entries) - too_short, seconds, too_short)
+            raise UserError(f"{self.path}: all {too_short} utterances are too short for the model")
+        return CalibrationSummary(len(self.speech.entries) - too_short, seconds, too_short)
 
     def _tokeniser(self, args: Namespace) -> Callable[[str], list[int]] | None:
         """What gives the token ids of an utterance's text; None where the decoder is not to be run."""
@@ -88,7 +89,7 @@ class Calibration:
             return None
         preprocess = ASRTask.build_preprocess_fn(args, False)
         if preprocess is None:
-            raise RecipeError("use_preprocessor: false: the text of the calibration speech can't be made tokens")
+            raise UserError("use_preprocessor: false: the text of the calibration speech can't be made tokens")
         return lambda key: preprocess(key, {"text": self.texts[key]})["text"].tolist()
 
 
@@ -102,7 +103,7 @@ def prepare(path: Path, utterances: int, args: Namespace, with_text: bool) -> Ca
         with_text: whether a decoder is to be run as well.
 
     Raises:
-        RecipeError: a file is missing, holds nothing, or lacks an utterance.
+        UserError: a file is missing, holds nothing, or lacks an utterance.
     """
     speech = choose(path, utterances, sampling_rate(vars(args)))
     texts = None
@@ -110,5 +111,5 @@ def prepare(path: Path, utterances: int, args: Namespace, with_text: bool) -> Ca
         beside = path.with_name("text")
         texts = read_table(beside)
         if missing := [key for key in speech.entries if key not in texts]:
-            raise RecipeError(f"{beside} lacks {missing[0]} of {path}: to convert a decoder, the text must be known")
+            raise UserError(f"{beside} lacks {missing[0]} of {path}: to convert a decoder, the text must be known")
     return Calibration(speech, texts)

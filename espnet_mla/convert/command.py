@@ -7,10 +7,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from espnet_mla import model_options
-from espnet_mla.convert.wanted import METHODS, MODULES, Wanted
-from espnet_mla.recipe.files import RecipeError
-from espnet_mla.recipe.options import UsageError
+from espnet_mla.common.errors import UsageError, UserError
+from espnet_mla.convert.spec import METHODS, MODULES, ConversionSpec
+from espnet_mla.trained import options as model_options
+from espnet_mla.trained.names import CONVERSION_FILE
 
 DESCRIPTION = """\
 Turn a trained ESPnet model with multi-head attention into one that keeps less of the past, without training: one latent
@@ -33,11 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        wanted = _wanted(options)
-        _convert(options, wanted)
+        spec = _spec(options)
+        _convert(options, spec)
     except UsageError as error:
         parser.error(str(error))
-    except RecipeError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -46,15 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _convert(options: argparse.Namespace, wanted: Wanted) -> None:
+def _convert(options: argparse.Namespace, spec: ConversionSpec) -> None:
     # Imported here because --help and a wrong option are answered at once.
     from espnet_mla import register
+    from espnet_mla.common.log import log
+    from espnet_mla.common.processes import end_on_signals
     from espnet_mla.convert import experiment
     from espnet_mla.convert.model import convert
-    from espnet_mla.measure import figures
-    from espnet_mla.recipe.jobs import end_on_signals
-    from espnet_mla.recipe.report import log
-    from espnet_mla.trained import find
+    from espnet_mla.trained import figures
+    from espnet_mla.trained.model import find
 
     end_on_signals()
     began = time.monotonic()
@@ -62,20 +62,20 @@ def _convert(options: argparse.Namespace, wanted: Wanted) -> None:
     experiment.check_free(place, options.overwrite)
     register()
     source = find(options.asr_train_config, options.asr_model_file, options.model_tag)
-    result = convert(source, wanted)
+    result = convert(source, spec)
     with experiment.leaving(place, options.overwrite) as folder:
         experiment.write(folder, place, source, result.config, result.model.state_dict())
         record = {
             "converted_from": {"config": str(source.config_file), "model": str(source.model_file)},
             **result.record,
         }
-        (folder / experiment.CONVERSION).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (folder / CONVERSION_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         figures.write(folder, figures.of_model(result.model, source.fs))
     print(result.table())
     log(f"{place} is complete: {place / experiment.MODEL} ({time.monotonic() - began:.0f} seconds)")
 
 
-def _wanted(options: argparse.Namespace) -> Wanted:
+def _spec(options: argparse.Namespace) -> ConversionSpec:
     """The options, checked as far as the model need not be known.
 
     Raises:
@@ -108,7 +108,7 @@ def _wanted(options: argparse.Namespace) -> Wanted:
         raise UsageError(
             f"--kv_budget {options.kv_budget}: more than 0 and at most 0.5, which is what an exact conversion keeps"
         )
-    return Wanted(
+    return ConversionSpec(
         attention=options.attention,
         method=method,
         modules=tuple(dict.fromkeys(modules)),

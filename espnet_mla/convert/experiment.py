@@ -14,13 +14,11 @@ from espnet2.tasks.asr import ASRTask
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 from torch import Tensor
 
-from espnet_mla.pretrained import MODEL_FILE, with_files
-from espnet_mla.recipe.files import RecipeError
-from espnet_mla.trained import Source
+from espnet_mla.common.errors import UserError
+from espnet_mla.trained.model import Source
+from espnet_mla.trained.names import CONVERSION_FILE, MODEL_FILE, with_files
 
 MODEL = "model.pth"
-CONVERSION = "conversion.json"
-"""What only a folder that was made here has."""
 FINETUNE = "finetune.yaml"
 
 SHARE = 10  # fine-tuning takes a tenth of the training's epochs
@@ -45,7 +43,7 @@ def finetuning(config: dict) -> dict:
     named = {key: value for key, value in config.items() if value is not None}
     config = {name: defaults[name] for name in ("max_epoch", "keep_nbest_models", "optim")} | named
     left_out = _OF_A_RUN + (("normalize", "normalize_conf") if config.get("normalize") == "global_mvn" else ())
-    kept = {
+    finetune = {
         key: value
         for key, value in config.items()
         if key in defaults and value != defaults[key] and key not in left_out and not key.startswith(_OF_A_RUN_BEGIN)
@@ -58,7 +56,7 @@ def finetuning(config: dict) -> dict:
     if "lr" in optim_conf:
         peak = _peak_rate(optim_conf["lr"], config.get("scheduler"), config.get("scheduler_conf", {}))
         optim_conf["lr"] = float(f"{peak / SHARE:.6g}")
-    kept |= {
+    finetune |= {
         "max_epoch": epochs,
         "patience": None,
         "keep_nbest_models": min([epochs, *(best if isinstance(best, list) else [best])]),
@@ -66,7 +64,7 @@ def finetuning(config: dict) -> dict:
         "scheduler": None,
         "scheduler_conf": {},
     }
-    return kept
+    return finetune
 
 
 def _peak_rate(lr: float, scheduler: str | None, conf: dict) -> float:
@@ -84,7 +82,7 @@ def leaving(folder: Path, overwrite: bool) -> Iterator[Path]:
     """Yield a folder to write to; it becomes `folder`, or what that is a link to, when the block ends without an exception.
 
     Raises:
-        RecipeError: as `check_free`, or it cannot be written.
+        UserError: as `check_free`, or it cannot be written.
     """
     check_free(folder, overwrite)
     folder = folder.resolve()
@@ -104,26 +102,26 @@ def leaving(folder: Path, overwrite: bool) -> Iterator[Path]:
                     old.rename(folder)
                 raise
     except OSError as error:
-        raise RecipeError(f"cannot write {folder}: {error}") from None
+        raise UserError(f"cannot write {folder}: {error}") from None
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
     """Refuse to write over what is there.
 
     Raises:
-        RecipeError: `folder` exists, and is not to be overwritten, or was not made by a conversion; or it can't be made.
+        UserError: `folder` exists, and is not to be overwritten, or was not made by a conversion; or it can't be made.
     """
     there = next(place for place in (folder.resolve(), *folder.resolve().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise RecipeError(f"--output_dir {folder}: {there} is no folder that can be written to")
+        raise UserError(f"--output_dir {folder}: {there} is no folder that can be written to")
     if Path.cwd().is_relative_to(folder.resolve()):
-        raise RecipeError(f"--output_dir {folder} is the current folder, or above it: name another one")
+        raise UserError(f"--output_dir {folder} is the current folder, or above it: name another one")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    if not (folder / CONVERSION).is_file():
-        raise RecipeError(f"--output_dir {folder} exists and was not made by espnet-mla convert: name another folder")
+    if not (folder / CONVERSION_FILE).is_file():
+        raise UserError(f"--output_dir {folder} exists and was not made by espnet-mla convert: name another folder")
     if not overwrite:
-        raise RecipeError(f"--output_dir {folder} exists: give --overwrite to replace it, or name another folder")
+        raise UserError(f"--output_dir {folder} exists: give --overwrite to replace it, or name another folder")
 
 
 def write(folder: Path, place: Path, source: Source, config: dict, state: dict[str, Tensor]) -> None:

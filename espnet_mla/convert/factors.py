@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from espnet_mla.convert.statistics import Seen
+from espnet_mla.convert.statistics import CalibrationStatistics
 
 RIDGE = 1e-6  # of the mean variance, for directions in which the calibration speech never went
 # L-BFGS goes on in rounds, each from orthonormal latents, in which it is less often caught in a narrow valley.
@@ -45,42 +45,42 @@ class Factors:
         k_up, v_up: (h d_head, r).
         v_shift: (h d_head,), what the values lack on the average. It comes out as it is, since the weights of a row add
             up to one, and so belongs into the bias of linear_out. (What keys lack on the average, softmax removes.)
-        kept: the share of the energy that the method looks at, from 0 to 1.
+        energy: the share of the energy that the method looks at, from 0 to 1.
     """
 
     down: Tensor
     k_up: Tensor
     v_up: Tensor
     v_shift: Tensor
-    kept: float
+    energy: float
 
 
-def split(weights: Weights, seen: Seen | None) -> "Split":
+def split(weights: Weights, statistics: CalibrationStatistics | None) -> "Split":
     """Keys and values apart, half of the rank each, by the SVD of W_k and that of W_v (MHA2MLA, arXiv 2502.14837)."""
     return Split(weights)
 
 
-def joint(weights: Weights, seen: Seen | None) -> "Joint":
+def joint(weights: Weights, statistics: CalibrationStatistics | None) -> "Joint":
     """The SVD of [W_k; W_v]: the least error of the weights (MHA2MLA)."""
     d = weights.k.shape[-1]
     return Joint(weights, torch.eye(d, dtype=torch.double), None)
 
 
-def covariance(weights: Weights, seen: Seen) -> "Joint":
+def covariance(weights: Weights, statistics: CalibrationStatistics) -> "Joint":
     """The SVD of [W_k; W_v] C^1/2 with the covariance C of the frames: the least error of keys and values (CARE, 2603.17946).
 
     CARE takes the second moment in place of C; the mean costs no rank here, see `Factors.v_shift`.
     """
-    return Joint(weights, seen.covariance, seen.mean.expand(len(weights.v), -1))
+    return Joint(weights, statistics.covariance, statistics.mean.expand(len(weights.v), -1))
 
 
-def attention(weights: Weights, seen: Seen) -> "OfOutput":
-    """The least error of what the attention puts out, to first order; see `OfOutput`."""
-    return OfOutput(weights, seen)
+def attention(weights: Weights, statistics: CalibrationStatistics) -> "OutputError":
+    """The least error of what the attention puts out, to first order; see `OutputError`."""
+    return OutputError(weights, statistics)
 
 
 METHODS = {"split": split, "joint": joint, "covariance": covariance, "attention": attention}
-"""Name -> function of weights and of what calibration has seen, that gives an object with `spectrum` and `factors(rank)`."""
+"""Name -> function of weights and of calibration statistics, that gives an object with `spectrum` and `factors(rank)`."""
 
 
 class Split:
@@ -96,16 +96,16 @@ class Split:
         """With `rank` dimensions."""
         width = self.weights.k[:, :, 0].numel()
         up = torch.zeros(2 * width, rank, dtype=torch.double)
-        downs, kept, column = [], 0.0, 0
+        downs, energy, column = [], 0.0, 0
         for half, (left, values, right) in enumerate(self.svds):
             size = (rank + 1 - half) // 2
             up[half * width : (half + 1) * width, column : column + size] = left[:, :size] * values[:size]
             downs.append(right[:size])
-            kept += values[:size].square().sum().item()
+            energy += values[:size].square().sum().item()
             column += size
         total = sum(svd.S.square().sum().item() for svd in self.svds)
         shift = torch.zeros(width, dtype=torch.double)
-        return Factors(torch.cat(downs), up[:width], up[width:], shift, kept / total if total else 1.0)
+        return Factors(torch.cat(downs), up[:width], up[width:], shift, energy / total if total else 1.0)
 
 
 class Joint:
@@ -134,8 +134,8 @@ class Joint:
         basis = self.right[:rank]
         up = self.weights.stacked @ self.whiten @ basis.T
         total = self.spectrum.sum().item()
-        kept = self.spectrum[:rank].sum().item() / total if total else 1.0
-        return self.with_shift(basis @ self.unwhiten, up, kept)
+        energy = self.spectrum[:rank].sum().item() / total if total else 1.0
+        return self.with_shift(basis @ self.unwhiten, up, energy)
 
     def exact(self) -> Factors:
         """Of full rank: the latent is the frame itself."""
@@ -143,17 +143,17 @@ class Joint:
         k, v = (w.flatten(0, 1) for w in (self.weights.k, self.weights.v))
         return Factors(torch.eye(d, dtype=torch.double), k, v, torch.zeros(len(v), dtype=torch.double), 1.0)
 
-    def with_shift(self, down: Tensor, up: Tensor, kept: float) -> Factors:
+    def with_shift(self, down: Tensor, up: Tensor, energy: float) -> Factors:
         """Add `v_shift`."""
         k_up, v_up = up.chunk(2)
         lacking = (self.weights.v.flatten(0, 1) - v_up @ down).view_as(self.weights.v)
         shift = torch.zeros(len(v_up), dtype=torch.double)
         if self.means is not None:
             shift = (lacking @ self.means.unsqueeze(-1)).flatten()
-        return Factors(down, k_up, v_up, shift, kept)
+        return Factors(down, k_up, v_up, shift, energy)
 
 
-class OfOutput(Joint):
+class OutputError(Joint):
     """The factors that change the attention's output least on the calibration speech.
 
     To first order, with errors E_k x_j of keys and E_v x_j of values, the output of query i changes by
@@ -167,19 +167,19 @@ class OfOutput(Joint):
 
         sum_h tr(Q_h E_k S_h E_k^T) + tr(W_o^T W_o E_v V_h E_v^T)
 
-    with Q_h, S_h and V_h as in `Seen`. Where all S_h and V_h are one matrix an SVD is the solution. Theirs with the
+    with Q_h, S_h and V_h as in `CalibrationStatistics`. Where all S_h and V_h are one matrix an SVD is the solution. Theirs with the
     covariance of the frames is where L-BFGS starts from, over the subspace of the latents alone: the best maps from
     latents to keys and to values follow from it by regression, in which neither Q_h nor W_o has a part.
     """
 
-    def __init__(self, weights: Weights, seen: Seen):
+    def __init__(self, weights: Weights, statistics: CalibrationStatistics):
         heads, d_head, _ = weights.k.shape
         self.weighing = torch.cat(
-            (seen.queries / d_head, weights.out.transpose(1, 2) @ weights.out)
+            (statistics.queries / d_head, weights.out.transpose(1, 2) @ weights.out)
         )  # (2h, d_head, d_head)
-        blocks = torch.cat((seen.keys, seen.values))
+        blocks = torch.cat((statistics.keys, statistics.values))
         left = torch.block_diag(*(square_root(weight)[0] for weight in self.weighing))
-        super().__init__(weights, seen.covariance, seen.value_means, left)
+        super().__init__(weights, statistics.covariance, statistics.value_means, left)
         self.blocks = self.unwhiten @ with_ridge(blocks) @ self.unwhiten  # (2h, d, d)
         self.maps = torch.cat((weights.k, weights.v)) @ self.whiten  # (2h, d_head, d)
         self.seen_maps = self.maps @ self.blocks  # (2h, d_head, d)

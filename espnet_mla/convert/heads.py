@@ -1,7 +1,7 @@
 """An MHA layer as one whose heads share keys and values (GQA): groups of heads pooled into one.
 
-What the heads of a group have in common is kept, so their keys should mean the same. They need not: keys k_h and queries
-q_h may be turned together without any score changing, and values together with the output. `aligned` makes use of that.
+What the heads of a group have in common is energy, so their keys should mean the same. They need not: keys k_h and queries
+q_h may be rotated together without any score changing, and values together with the output. `aligned` makes use of that.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from espnet_mla.convert.factors import Weights, square_root, with_ridge
-from espnet_mla.convert.statistics import Seen
+from espnet_mla.convert.statistics import CalibrationStatistics
 
 ROUNDS = 30
 
@@ -21,64 +21,66 @@ class Pooled:
 
     Args:
         k, v: (kv_heads, d_head, d).
-        k_turn, v_turn: (h, d_head, d_head), the rotation R of each head: R k_h ~ k and R v_h ~ v of its group.
-        v_shift: (h d_head,), as in `factors.Factors`, of the heads' values before they are turned.
-        kept: the share of the energy of keys and values, from 0 to 1.
+        k_rotation, v_rotation: (h, d_head, d_head), the rotation R of each head: R k_h ~ k and R v_h ~ v of its group.
+        v_shift: (h d_head,), as in `factors.Factors`, of the heads' values before they are rotated.
+        energy: the share of the energy of keys and values, from 0 to 1.
     """
 
     k: Tensor
     v: Tensor
-    k_turn: Tensor
-    v_turn: Tensor
+    k_rotation: Tensor
+    v_rotation: Tensor
     v_shift: Tensor
-    kept: float
+    energy: float
 
 
-def mean(weights: Weights, seen: Seen | None, kv_heads: int) -> Pooled:
+def mean(weights: Weights, statistics: CalibrationStatistics | None, kv_heads: int) -> Pooled:
     """The mean over the heads of a group (Ainslie et al. 2023, arXiv 2305.13245, section 2.1)."""
     heads, d_head, d = weights.k.shape
-    none = torch.eye(d_head, dtype=torch.double).expand(heads, -1, -1)
-    return _pooled(weights, kv_heads, none, none, torch.eye(d, dtype=torch.double), None)
+    identity = torch.eye(d_head, dtype=torch.double).expand(heads, -1, -1)
+    return _pooled(weights, kv_heads, identity, identity, torch.eye(d, dtype=torch.double), None)
 
 
-def aligned(weights: Weights, seen: Seen, kv_heads: int) -> Pooled:
-    """The mean after the heads were turned so that they agree best on the calibration speech.
+def aligned(weights: Weights, statistics: CalibrationStatistics, kv_heads: int) -> Pooled:
+    """The mean after the heads were rotated so that they agree best on the calibration speech.
 
     Generalised Procrustes analysis of the heads' keys, and of their values, as in arXiv 2412.20677; exact where the heads
     of a group differ by a rotation.
     """
-    whiten, _ = square_root(with_ridge(seen.covariance))
-    turns = [torch.cat([_turns(group @ whiten) for group in maps.chunk(kv_heads)]) for maps in (weights.k, weights.v)]
-    return _pooled(weights, kv_heads, *turns, whiten, seen.value_means)
+    whiten, _ = square_root(with_ridge(statistics.covariance))
+    rotations = [
+        torch.cat([_rotations(group @ whiten) for group in maps.chunk(kv_heads)]) for maps in (weights.k, weights.v)
+    ]
+    return _pooled(weights, kv_heads, *rotations, whiten, statistics.value_means)
 
 
 METHODS = {"mean": mean, "aligned": aligned}
-"""Name -> function of weights, of what calibration has seen, and of the number of groups."""
+"""Name -> function of weights, of calibration statistics, and of the number of groups."""
 
 
 def _pooled(
-    weights: Weights, kv_heads: int, k_turn: Tensor, v_turn: Tensor, whiten: Tensor, means: Tensor | None
+    weights: Weights, kv_heads: int, k_rotation: Tensor, v_rotation: Tensor, whiten: Tensor, means: Tensor | None
 ) -> Pooled:
     each = len(weights.k) // kv_heads
     shared, lost, total = [], 0.0, 0.0
-    for maps, turn in ((weights.k, k_turn), (weights.v, v_turn)):
-        turned = (turn @ maps).unflatten(0, (kv_heads, each))
-        pooled = turned.mean(1)
-        lost += ((turned - pooled.unsqueeze(1)) @ whiten).square().sum().item()
-        total += (turned @ whiten).square().sum().item()
+    for maps, rotation in ((weights.k, k_rotation), (weights.v, v_rotation)):
+        rotated = (rotation @ maps).unflatten(0, (kv_heads, each))
+        pooled = rotated.mean(1)
+        lost += ((rotated - pooled.unsqueeze(1)) @ whiten).square().sum().item()
+        total += (rotated @ whiten).square().sum().item()
         shared.append(pooled)
-    lacking = weights.v - v_turn.transpose(1, 2) @ shared[1].repeat_interleave(each, dim=0)
+    lacking = weights.v - v_rotation.transpose(1, 2) @ shared[1].repeat_interleave(each, dim=0)
     shift = torch.zeros(weights.v[:, :, 0].numel(), dtype=torch.double)
     if means is not None:
         shift = (lacking @ means.unsqueeze(-1)).flatten()
-    return Pooled(*shared, k_turn, v_turn, shift, 1 - lost / total if total else 1.0)
+    return Pooled(*shared, k_rotation, v_rotation, shift, 1 - lost / total if total else 1.0)
 
 
-def _turns(maps: Tensor) -> Tensor:
+def _rotations(maps: Tensor) -> Tensor:
     """Rotations (n, c, c) that bring maps (n, c, d) as near to their mean as can be."""
     mean = maps[0]
     for _ in range(ROUNDS):
         left, _, right = torch.linalg.svd(mean @ maps.transpose(1, 2))
-        turns = left @ right
-        mean = (turns @ maps).mean(0)
-    return turns
+        rotations = left @ right
+        mean = (rotations @ maps).mean(0)
+    return rotations

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from espnet_mla.attention import Attention
 from espnet_mla.attention.gqa import MHA
+from espnet_mla.common.errors import UserError
 from espnet_mla.convert.factors import Factors, Weights
 from espnet_mla.convert.heads import Pooled
-from espnet_mla.models.decoder import KeepingAttention, TransformerDecoder
+from espnet_mla.models.decoder import CachedMultiHeadedAttention, TransformerDecoder
 from espnet_mla.models.encoders import ENCODERS, AttentionChoice
-from espnet_mla.recipe.files import RecipeError
 
 
 @dataclass(frozen=True)
@@ -54,25 +54,25 @@ def parts(model: nn.Module, names: Sequence[str], config: dict) -> list[Part]:
     """The parts of these names.
 
     Raises:
-        RecipeError: one of them can't be converted; the message says why.
+        UserError: one of them can't be converted; the message says why.
     """
     if config.get("use_adapter"):
-        raise RecipeError("use_adapter: true can't be converted: merge the adapter into the weights first")
+        raise UserError("use_adapter: true can't be converted: merge the adapter into the weights first")
     return [_PARTS[name](model, config) for name in names]
 
 
 def _encoder(model: nn.Module, config: dict) -> Part:
     encoder = model.encoder
     if not isinstance(encoder, AttentionChoice):
-        raise RecipeError(f"encoder: {config['encoder']} can't be converted; what can is {', '.join(ENCODERS)}")
+        raise UserError(f"encoder: {config['encoder']} can't be converted; what can is {', '.join(ENCODERS)}")
     if (config.get("encoder_conf") or {}).get("pos_enc_layer_type") == "conv":
-        raise RecipeError("encoder_conf: pos_enc_layer_type: conv can't be converted: none of the choices here has it")
+        raise UserError("encoder_conf: pos_enc_layer_type: conv can't be converted: none of the choices here has it")
     found = {}
     for number, layer in enumerate(encoder.encoders):
         slot = "self_attn" if hasattr(layer, "self_attn") else "attn"
         found[f"encoder.encoders.{number}.{slot}"] = getattr(layer, slot)
     if None in found.values():
-        raise RecipeError("encoder_conf: use_attn: false: this Branchformer has no attention to convert")
+        raise UserError("encoder_conf: use_attn: false: this Branchformer has no attention to convert")
     for attention in found.values():
         _check(attention, f"encoder_conf: {encoder.attention_key}")
     return Part("encoder", found, "encoder_conf", encoder.attention_key, "attention_conf")
@@ -80,9 +80,9 @@ def _encoder(model: nn.Module, config: dict) -> Part:
 
 def _decoder(slot: str, model: nn.Module, config: dict) -> Part:
     if model.decoder is None:
-        raise RecipeError("model_conf: ctc_weight: 1.0: this model has no decoder to convert")
+        raise UserError("model_conf: ctc_weight: 1.0: this model has no decoder to convert")
     if not isinstance(model.decoder, TransformerDecoder):
-        raise RecipeError(f"decoder: {config.get('decoder')} can't be converted; what can is transformer")
+        raise UserError(f"decoder: {config.get('decoder')} can't be converted; what can is transformer")
     found = {f"decoder.decoders.{n}.{slot}": getattr(layer, slot) for n, layer in enumerate(model.decoder.decoders)}
     for attention in found.values():
         _check(attention, f"decoder_conf: {slot}")
@@ -91,7 +91,7 @@ def _decoder(slot: str, model: nn.Module, config: dict) -> Part:
     return Part(f"decoder_{which}", found, "decoder_conf", kind, options)
 
 
-_PARTS = {  # of `wanted.MODULES`
+_PARTS = {  # of `spec.MODULES`
     "encoder": _encoder,
     "decoder_self": lambda model, config: _decoder("self_attn", model, config),
     "decoder_src": lambda model, config: _decoder("src_attn", model, config),
@@ -101,27 +101,25 @@ _PARTS = {  # of `wanted.MODULES`
 def _check(attention: nn.Module, key: str) -> None:
     """Refuse an attention that is not multi-head attention as `factors` understands it."""
     if isinstance(attention, LegacyRelPositionMultiHeadedAttention):
-        raise RecipeError(
+        raise UserError(
             f"{key}: legacy_rel_selfattn (rel_pos_type: legacy) can't be converted: it scores a frame that comes after the "
             "query by the position of another frame, which none of the attentions here computes. A model trained with "
             "rel_pos_type: latest can be"
         )
     if isinstance(attention, Attention) and type(attention) is not MHA:
-        raise RecipeError(f"{key}: {attention.name} can't be converted; what can is selfattn, rel_selfattn and mha")
-    if not isinstance(attention, MHA | KeepingAttention) and type(attention) not in (
+        raise UserError(f"{key}: {attention.name} can't be converted; what can is selfattn, rel_selfattn and mha")
+    if not isinstance(attention, MHA | CachedMultiHeadedAttention) and type(attention) not in (
         MultiHeadedAttention, RelPositionMultiHeadedAttention,
     ):  # fmt: skip
-        raise RecipeError(
+        raise UserError(
             f"{key}: {type(attention).__name__} can't be converted; what can is selfattn, rel_selfattn and mha"
         )
     if getattr(attention, "position", None) == "rope":
-        raise RecipeError(
-            f"{key}: mha with pos_enc_layer_type: rope can't be converted: its keys carry their positions"
-        )
+        raise UserError(f"{key}: mha with pos_enc_layer_type: rope can't be converted: its keys carry their positions")
     if not isinstance(getattr(attention, "k_norm", None) or nn.Identity(), nn.Identity):
-        raise RecipeError(f"{key}: qk_norm: true can't be converted: normalised keys are no linear map of the frames")
+        raise UserError(f"{key}: qk_norm: true can't be converted: normalised keys are no linear map of the frames")
     if getattr(attention, "zero_triu", False):
-        raise RecipeError(f"{key}: zero_triu: true can't be converted: none of the attentions here has it")
+        raise UserError(f"{key}: zero_triu: true can't be converted: none of the attentions here has it")
 
 
 def heads_of(attention: nn.Module) -> int:
@@ -145,7 +143,7 @@ def as_mla(attention: nn.Module, factors: Factors) -> dict[str, Tensor]:
     The bias of linear_k adds the same to every score of a row, which softmax removes; that of linear_v comes out as it is,
     and goes into the bias of linear_out.
     """
-    state = _kept(attention, "linear_q", "linear_out", "linear_pos", "pos_bias_u", "pos_bias_v")
+    state = _copied(attention, "linear_q", "linear_out", "linear_pos", "pos_bias_u", "pos_bias_v")
     state["linear_kv_down.weight"] = factors.down
     state["linear_k_up.weight"] = factors.k_up
     state["linear_v_up.weight"] = factors.v_up
@@ -154,21 +152,21 @@ def as_mla(attention: nn.Module, factors: Factors) -> dict[str, Tensor]:
 
 
 def as_gqa(attention: nn.Module, pooled: Pooled) -> dict[str, Tensor]:
-    """The parameters of the `gqa` that takes the place of `attention`: queries, positions and output turned with the heads."""
+    """The parameters of the `gqa` that takes the place of `attention`: queries, positions and output rotated with the heads."""
     heads = heads_of(attention)
 
-    def turned(x: Tensor) -> Tensor:  # (h d_head, ...) of each head
+    def rotated(x: Tensor) -> Tensor:  # (h d_head, ...) of each head
         x = x.detach().double().reshape(heads, pooled.k_turn.shape[1], -1)
         return (pooled.k_turn @ x).flatten(0, 1)
 
     state = {
-        "linear_q.weight": turned(attention.linear_q.weight),
-        "linear_q.bias": turned(attention.linear_q.bias)[:, 0],
+        "linear_q.weight": rotated(attention.linear_q.weight),
+        "linear_q.bias": rotated(attention.linear_q.bias)[:, 0],
     }
     if hasattr(attention, "linear_pos"):
-        state["linear_pos.weight"] = turned(attention.linear_pos.weight)
+        state["linear_pos.weight"] = rotated(attention.linear_pos.weight)
         for name in ("pos_bias_u", "pos_bias_v"):
-            state[name] = turned(getattr(attention, name)).view(heads, -1)
+            state[name] = rotated(getattr(attention, name)).view(heads, -1)
     state["linear_k.weight"], state["linear_v.weight"] = pooled.k.flatten(0, 1), pooled.v.flatten(0, 1)
     for name in ("linear_k", "linear_v"):
         state[f"{name}.bias"] = torch.zeros(len(state[f"{name}.weight"]))
@@ -178,7 +176,7 @@ def as_gqa(attention: nn.Module, pooled: Pooled) -> dict[str, Tensor]:
     return _cast(state, attention)
 
 
-def _kept(attention: nn.Module, *names: str) -> dict[str, Tensor]:
+def _copied(attention: nn.Module, *names: str) -> dict[str, Tensor]:
     return {key: value for key, value in attention.state_dict().items() if key.split(".")[0] in names}
 
 

@@ -7,18 +7,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from espnet_mla.attention import view
+from espnet_mla.attention import attention_context
+from espnet_mla.common.errors import UsageError
+from espnet_mla.common.log import log
 from espnet_mla.convert import calibration, factors, heads, layers
-from espnet_mla.convert.calibration import Calibration, Heard
+from espnet_mla.convert.calibration import Calibration, CalibrationSummary
 from espnet_mla.convert.layers import Part
-from espnet_mla.convert.statistics import Gathering, Seen
-from espnet_mla.convert.wanted import OPTION, Wanted
-from espnet_mla.measure.caches import cache_of
-from espnet_mla.models.chunked import InChunks
-from espnet_mla.pretrained import with_files
-from espnet_mla.recipe.options import UsageError
-from espnet_mla.recipe.report import log
-from espnet_mla.trained import Source, build
+from espnet_mla.convert.spec import OPTION, ConversionSpec
+from espnet_mla.convert.statistics import CalibrationStatistics, StatisticsAccumulator
+from espnet_mla.models.caches import cache_of
+from espnet_mla.models.chunked import MaskedChunks
+from espnet_mla.trained.locate import with_files
+from espnet_mla.trained.model import Source, build
 
 
 @dataclass(frozen=True)
@@ -53,35 +53,35 @@ class Converted:
         return "\n".join(lines)
 
 
-def convert(source: Source, wanted: Wanted) -> Converted:
+def convert(source: Source, spec: ConversionSpec) -> Converted:
     """Convert a trained model.
 
     Raises:
-        RecipeError: it can't be converted so, or the calibration speech is no good.
+        UserError: it can't be converted so, or the calibration speech is no good.
     """
     model, args = source.load()
-    parts = layers.parts(model, wanted.modules, source.config)
+    parts = layers.parts(model, spec.modules, source.config)
     for part in parts:
-        _check_sizes(wanted, part)
+        _check_sizes(spec, part)
     speech = None
-    if wanted.calibration:
+    if spec.calibration:
         with_text = any(part.conf == "decoder_conf" for part in parts)
-        speech = calibration.prepare(wanted.calibration, wanted.utterances, args, with_text)
+        speech = calibration.prepare(spec.calibration, spec.utterances, args, with_text)
     else:
-        log(f"Without --calibration: method {wanted.method}, which looks at the weights alone")
+        log(f"Without --calibration: method {spec.method}, which looks at the weights alone")
 
     old = {name: attention for part in parts for name, attention in part.attentions.items()}
-    seen, heard = _look(model, args, old, speech) if speech else (dict.fromkeys(old), None)
-    config, state, kept = source.config, model.state_dict(), {}
+    statistics, summary = _collect_statistics(model, args, old, speech) if speech else (dict.fromkeys(old), None)
+    config, state, energy = source.config, model.state_dict(), {}
     for part in parts:
-        made = (_to_mla if wanted.attention == "mla" else _to_gqa)(wanted, part, seen)
+        made = (_to_mla if spec.attention == "mla" else _to_gqa)(spec, part, statistics)
         for name, layer in made.items():
             state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
             state |= {f"{name}.{key}": value for key, value in layer.parameters.items()}
-            kept[name] = layer.kept
+            energy[name] = layer.energy
         sizes = [layer.size for layer in made.values()]
         size = sizes[0] if len(set(sizes)) == 1 else sizes
-        config = part.changed(config, wanted.attention, {OPTION[wanted.attention]: size})
+        config = part.changed(config, spec.attention, {OPTION[spec.attention]: size})
     converted, _ = build(with_files(config, source.root), "the converted configuration")
     converted.load_state_dict(state)
     modules = dict(converted.eval().named_modules())
@@ -91,67 +91,67 @@ def convert(source: Source, wanted: Wanted) -> Converted:
         {
             "name": name,
             "part": part.name,
-            "size": getattr(modules[name], OPTION[wanted.attention]),
+            "size": getattr(modules[name], OPTION[spec.attention]),
             "bytes_before": _bytes_per_frame(old[name]),
             "bytes_after": _bytes_per_frame(modules[name]),
-            "energy_kept": kept[name],
+            "energy_kept": energy[name],
             "relative_error": errors[name],
         }
         for part in parts
         for name in part.attentions
     ]
-    summary = {"wav_scp": str(speech.path), **heard._asdict()} if heard else None
-    record = {"attention": wanted.attention, "method": wanted.method, "calibration": summary, "layers": records}
+    calibrated = {"wav_scp": str(speech.path), **summary._asdict()} if summary else None
+    record = {"attention": spec.attention, "method": spec.method, "calibration": calibrated, "layers": records}
     return Converted(converted, config, record)
 
 
-def _check_sizes(wanted: Wanted, part: Part) -> None:
+def _check_sizes(spec: ConversionSpec, part: Part) -> None:
     attention, number = next(iter(part.attentions.values())), len(part.attentions)
     d_model, num_heads = attention.linear_out.out_features, layers.heads_of(attention)
-    if wanted.sizes is None:
-        total = _total_rank(wanted, part)
+    if spec.sizes is None:
+        total = _total_rank(spec, part)
         if total < number:
             raise UsageError(
-                f"--kv_budget {wanted.kv_budget} keeps {total} numbers for the {number} layers of the {part.name}: at least one "
+                f"--kv_budget {spec.kv_budget} keeps {total} numbers for the {number} layers of the {part.name}: at least one "
                 "for each is needed"
             )
         return
-    if len(wanted.sizes) not in (1, number):
-        given = f"--{OPTION[wanted.attention]}: {len(wanted.sizes)} numbers are given"
+    if len(spec.sizes) not in (1, number):
+        given = f"--{OPTION[spec.attention]}: {len(spec.sizes)} numbers are given"
         raise UsageError(f"{given}, but the {part.name} has {number} layers")
-    for size in wanted.sizes:
-        if wanted.attention == "mla" and size > d_model:
+    for size in spec.sizes:
+        if spec.attention == "mla" and size > d_model:
             raise UsageError(
                 f"--kv_lora_rank {size} is more than output_size ({d_model}), which is as many numbers as a frame has"
             )
-        if wanted.attention == "gqa" and num_heads % size:
+        if spec.attention == "gqa" and num_heads % size:
             raise UsageError(f"--num_kv_heads {size} must divide attention_heads ({num_heads})")
 
 
-def _look(
+def _collect_statistics(
     model: nn.Module, args: Namespace, attentions: dict[str, nn.Module], speech: Calibration
-) -> tuple[dict[str, Seen], Heard]:
-    """What each attention sees of the speech, in one pass."""
-    gatherings = {name: Gathering(attention) for name, attention in attentions.items()}
+) -> tuple[dict[str, CalibrationStatistics], CalibrationSummary]:
+    """The calibration statistics of each attention, in one pass."""
+    accumulators = {name: StatisticsAccumulator(attention) for name, attention in attentions.items()}
 
-    def gather(name: str):
+    def accumulate(name: str):
         def hook(_attention: nn.Module, inputs: tuple) -> None:
             query, key, _value, *position, mask = inputs
-            if isinstance(seen := view(), InChunks):
-                mask = seen.chunks.mask(query, mask)
-            gatherings[name].add(query, key, position[0] if position else None, mask)
+            if isinstance(context := attention_context(), MaskedChunks):
+                mask = context.chunks.mask(query, mask)
+            accumulators[name].add(query, key, position[0] if position else None, mask)
 
         return hook
 
-    handles = [attention.register_forward_pre_hook(gather(name)) for name, attention in attentions.items()]
+    handles = [attention.register_forward_pre_hook(accumulate(name)) for name, attention in attentions.items()]
     try:
-        heard = speech.run(model, args, "calibration")
+        summary = speech.run(model, args, "calibration")
     finally:
         for handle in handles:
             handle.remove()
-    left_out = f"; {heard.too_short} too short" if heard.too_short else ""
-    log(f"Calibration: {heard.utterances} utterances of {speech.path}, {heard.seconds / 60:.1f} minutes{left_out}")
-    return {name: gathering.seen() for name, gathering in gatherings.items()}, heard
+    left_out = f"; {summary.too_short} too short" if summary.too_short else ""
+    log(f"Calibration: {summary.utterances} utterances of {speech.path}, {summary.seconds / 60:.1f} minutes{left_out}")
+    return {name: accumulator.statistics() for name, accumulator in accumulators.items()}, summary
 
 
 class Layer(NamedTuple):
@@ -159,30 +159,30 @@ class Layer(NamedTuple):
 
     size: int
     parameters: dict[str, Tensor]
-    kept: float
+    energy: float
 
 
-def _to_mla(wanted: Wanted, part: Part, seen: dict[str, Seen | None]) -> dict[str, Layer]:
-    method = factors.METHODS[wanted.method]
-    found = {name: method(layers.weights_of(one), seen[name]) for name, one in part.attentions.items()}
-    if wanted.sizes is None:
-        ranks = factors.allocate([one.spectrum for one in found.values()], _total_rank(wanted, part))
+def _to_mla(spec: ConversionSpec, part: Part, statistics: dict[str, CalibrationStatistics | None]) -> dict[str, Layer]:
+    method = factors.METHODS[spec.method]
+    found = {name: method(layers.weights_of(one), statistics[name]) for name, one in part.attentions.items()}
+    if spec.sizes is None:
+        ranks = factors.allocate([one.spectrum for one in found.values()], _total_rank(spec, part))
     else:
-        ranks = _of_each(wanted.sizes, part)
+        ranks = _of_each(spec.sizes, part)
     new = {}
     for (name, one), rank in zip(found.items(), ranks, strict=True):
         made = one.factors(rank)
-        log(f"{name}: rank {rank} of {len(one.spectrum)}, energy kept {made.kept:.4f}")
-        new[name] = Layer(rank, layers.as_mla(part.attentions[name], made), made.kept)
+        log(f"{name}: rank {rank} of {len(one.spectrum)}, energy kept {made.energy:.4f}")
+        new[name] = Layer(rank, layers.as_mla(part.attentions[name], made), made.energy)
     return new
 
 
-def _to_gqa(wanted: Wanted, part: Part, seen: dict[str, Seen | None]) -> dict[str, Layer]:
-    method, new = heads.METHODS[wanted.method], {}
-    for (name, attention), kv_heads in zip(part.attentions.items(), _of_each(wanted.sizes, part), strict=True):
-        made = method(layers.weights_of(attention), seen[name], kv_heads)
-        log(f"{name}: {kv_heads} of {layers.heads_of(attention)} kv heads, energy kept {made.kept:.4f}")
-        new[name] = Layer(kv_heads, layers.as_gqa(attention, made), made.kept)
+def _to_gqa(spec: ConversionSpec, part: Part, statistics: dict[str, CalibrationStatistics | None]) -> dict[str, Layer]:
+    method, new = heads.METHODS[spec.method], {}
+    for (name, attention), kv_heads in zip(part.attentions.items(), _of_each(spec.sizes, part), strict=True):
+        made = method(layers.weights_of(attention), statistics[name], kv_heads)
+        log(f"{name}: {kv_heads} of {layers.heads_of(attention)} kv heads, energy kept {made.energy:.4f}")
+        new[name] = Layer(kv_heads, layers.as_gqa(attention, made), made.energy)
     return new
 
 
@@ -190,11 +190,9 @@ def _of_each(sizes: list[int], part: Part) -> list[int]:
     return sizes * len(part.attentions) if len(sizes) == 1 else sizes
 
 
-def _total_rank(wanted: Wanted, part: Part) -> int:
+def _total_rank(spec: ConversionSpec, part: Part) -> int:
     """How many numbers a frame --kv_budget leaves for all layers of a part together."""
-    return round(
-        wanted.kv_budget * sum(2 * attention.linear_out.out_features for attention in part.attentions.values())
-    )
+    return round(spec.kv_budget * sum(2 * attention.linear_out.out_features for attention in part.attentions.values()))
 
 
 def _bytes_per_frame(attention: nn.Module) -> int:

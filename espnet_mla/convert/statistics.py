@@ -1,4 +1,4 @@
-"""What the attention of a layer sees of calibration speech: a few covariances, whatever the number of utterances."""
+"""Calibration statistics of a layer's attention: a few covariances, whatever the number of utterances."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from espnet_mla.attention.positions import relative_shift
 
 
 @dataclass(frozen=True)
-class Seen:
+class CalibrationStatistics:
     """The statistics of a layer, float64.
 
     x are its frames (those that keys and values are made from), a_ij its weights, and n_i = sum_j a_ij |W_o (v_j - o_i)|^2
@@ -37,8 +37,8 @@ class Seen:
     value_means: Tensor
 
 
-class Gathering:
-    """Sums over all calls of a layer's attention, from which `seen` makes the statistics.
+class StatisticsAccumulator:
+    """Sums over all calls of a layer's attention, from which `statistics` makes the calibration statistics.
 
     Args:
         attention: ESPnet's MultiHeadedAttention, its RelPositionMultiHeadedAttention, or our `mha`.
@@ -74,8 +74,8 @@ class Gathering:
         x = key[0].double()
         q, a = self.attend(query[0].double(), x, position, mask)
         m = a @ x  # (h, t_q, d)
-        seen = x @ self.v_out.transpose(1, 2)  # (h, t_k, d_out)
-        n = (a @ seen.square().sum(-1, keepdim=True)).squeeze(-1) - (m @ self.v_out.transpose(1, 2)).square().sum(-1)
+        outputs = x @ self.v_out.transpose(1, 2)  # (h, t_k, d_out)
+        n = (a @ outputs.square().sum(-1, keepdim=True)).squeeze(-1) - (m @ self.v_out.transpose(1, 2)).square().sum(-1)
         n = n.clamp_min(0)  # (h, t_q)
         self.frames += len(x)
         self.calls += q.shape[1]
@@ -85,8 +85,8 @@ class Gathering:
         self.mm += m.transpose(1, 2) @ m
         self.n += n.sum(-1)
         self.qq += (q * n.unsqueeze(-1)).transpose(1, 2) @ q
-        looked_at = (n.unsqueeze(1) @ a).squeeze(1)  # (h, t_k)
-        self.keys += (x.T * looked_at.unsqueeze(1)) @ x - (m * n.unsqueeze(-1)).transpose(1, 2) @ m
+        attended = (n.unsqueeze(1) @ a).squeeze(1)  # (h, t_k)
+        self.keys += (x.T * attended.unsqueeze(1)) @ x - (m * n.unsqueeze(-1)).transpose(1, 2) @ m
 
     def attend(self, query: Tensor, x: Tensor, position: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Queries with their bias u, (h, t_q, d_head), and weights, (h, t_q, t_k), by the definition."""
@@ -112,11 +112,11 @@ class Gathering:
             scores = scores.masked_fill(~mask[0].bool(), -math.inf)
         return q, scores.softmax(-1)
 
-    def seen(self) -> Seen:
+    def statistics(self) -> CalibrationStatistics:
         """The statistics of all that was added."""
         mean, means = self.x / self.frames, self.m / self.calls
         n = self.n.clamp_min(torch.finfo(torch.double).tiny)[:, None, None]
-        return Seen(
+        return CalibrationStatistics(
             frames=self.frames,
             mean=mean,
             covariance=self.xx / self.frames - torch.outer(mean, mean),

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from espnet_mla.common.units import duration
 from espnet_mla.measure.scores import KINDS
-from espnet_mla.recipe.report import duration
+from espnet_mla.trained.names import CONVERSION_FILE
 
 RATES, SIZE, TIME = "Word and character error rates", "Parameters and caches", "Time"
 BYTES = "kv_bytes_per_second"
@@ -312,7 +313,7 @@ def _scoring(folder: Path, model: str) -> str:
 
 
 def _training(folder: Path, model: str) -> str:
-    if (folder / "conversion.json").exists():
+    if (folder / CONVERSION_FILE).exists():
         return "converted, not trained"
     recipe = folder.parent.parent
     training = f"(cd {recipe} && {Path(folder.parent.name, folder.name)}/run.sh --stop_stage 11)"

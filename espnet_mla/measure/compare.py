@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from espnet_mla.recipe.files import RecipeError, replacing, write_text
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.files import replacing, write_text
 
 DESCRIPTION = """\
 Set the figures of experiments side by side, from the figures.json that espnet-mla profile has left in each: RESULTS.md,
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return _compare([Path(folder) for folder in options.experiments], options.baseline, Path(options.output))
-    except RecipeError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -30,9 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _compare(folders: Sequence[Path], baselines: Sequence[str], output: Path) -> int:
     # Imported here because --help is answered at once.
+    from espnet_mla.common.log import log
     from espnet_mla.measure import plots, report, tables
     from espnet_mla.measure.comparison import compare
-    from espnet_mla.recipe.report import log
 
     comparison = compare(folders, baselines)
     for why in comparison.left_out.values():

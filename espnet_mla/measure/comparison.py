@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from espnet_mla.common.errors import UserError
 from espnet_mla.measure import bootstrap
 from espnet_mla.measure.columns import BrokenError, Column, chosen_rates, columns
-from espnet_mla.measure.names import FILE, without_seed
-from espnet_mla.pretrained import MODEL_FILE
-from espnet_mla.recipe.files import RecipeError
+from espnet_mla.measure.names import without_seed
+from espnet_mla.trained.names import FIGURES_FILE, MODEL_FILE
 
 MODELS = (MODEL_FILE, "model.pth")
 
@@ -112,7 +112,7 @@ def compare(folders: Sequence[Path], baselines: Sequence[str]) -> Comparison:
             first. Where none is named, the first row is it.
 
     Raises:
-        RecipeError: a folder is missing or named twice, two experiments have one name, or a baseline is not among them.
+        UserError: a folder is missing or named twice, two experiments have one name, or a baseline is not among them.
     """
     experiments, left_out = _read(folders)
     rows = _rows(experiments)
@@ -133,23 +133,23 @@ def _read(folders: Sequence[Path]) -> tuple[list[Experiment], dict[str, str]]:
     names: dict[str, Path] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise RecipeError(f"{folder} is no folder of an experiment")
-        if not any((folder / name).exists() for name in (FILE, "config.yaml")):
-            raise RecipeError(f"{folder} is no folder of an experiment: it has neither {FILE} nor config.yaml")
+            raise UserError(f"{folder} is no folder of an experiment")
+        if not any((folder / name).exists() for name in (FIGURES_FILE, "config.yaml")):
+            raise UserError(f"{folder} is no folder of an experiment: it has neither {FIGURES_FILE} nor config.yaml")
         name = name_of(folder)
         if name in names:
             same = "is named twice" if names[name].resolve() == folder.resolve() else f"has the name of {names[name]}"
-            raise RecipeError(f"{folder} {same}: each needs a name of its own")
+            raise UserError(f"{folder} {same}: each needs a name of its own")
         names[name] = folder
         try:
-            figures = _figures(folder / FILE)
+            figures = _figures(folder / FIGURES_FILE)
             for column in columns([figures]):
                 column.value(figures), column.spread(figures), column.condition(figures)
             experiments.append(Experiment(folder, figures))
         except (BrokenError, AttributeError, TypeError, ValueError) as error:
-            left_out[str(folder)] = f"{folder / FILE} is broken: {error}"
+            left_out[str(folder)] = f"{folder / FIGURES_FILE} is broken: {error}"
     if not experiments:
-        raise RecipeError("no experiment is left to compare:\n" + "\n".join(left_out.values()))
+        raise UserError("no experiment is left to compare:\n" + "\n".join(left_out.values()))
     for one, rates in zip(experiments, chosen_rates([one.figures for one in experiments]), strict=True):
         one.figures["rates"] = rates
     return experiments, left_out
@@ -206,7 +206,7 @@ def _rows(experiments: Sequence[Experiment]) -> list[Row]:
 def _baselines(rows: Sequence[Row], names: Sequence[str]) -> dict[str, str]:
     by_name = {name: row for row in rows for name in (row.name, *(one.name for one in row.members))}
     if wrong := [name for name in names if name_of(Path(name)) not in by_name]:
-        raise RecipeError(f"--baseline {wrong[0]}: compared are {', '.join(row.name for row in rows)}")
+        raise UserError(f"--baseline {wrong[0]}: compared are {', '.join(row.name for row in rows)}")
     named = [by_name[name_of(Path(name))] for name in names] or rows[:1]
     return {row.name: next((one for one in named if one.encoder == row.encoder), named[0]).name for row in rows}
 

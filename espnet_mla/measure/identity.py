@@ -5,9 +5,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from espnet_mla.common.tables import read_table
 from espnet_mla.measure.names import without_seed
-from espnet_mla.recipe.files import read_table
-from espnet_mla.trained import Source
+from espnet_mla.trained.model import Source
+from espnet_mla.trained.names import CONVERSION_FILE
 
 OF_A_RUN = (
     "config", "output_dir", "seed", "ngpu", "num_workers", "log_level", "log_interval", "version", "distributed",
@@ -54,7 +55,7 @@ def _digest(source: Source) -> str:
         if key not in OF_A_RUN and not key.startswith(("dist_", "wandb"))
     }
     # A converted model has the configuration of what it became; how it became that stands beside it.
-    conversion = source.config_file.with_name("conversion.json")
+    conversion = source.config_file.with_name(CONVERSION_FILE)
     if conversion.is_file():
         record = json.loads(conversion.read_text(encoding="utf-8"))
         kept["conversion"] = {key: record[key] for key in ("method", "modules") if key in record}

@@ -10,13 +10,15 @@ from espnet2.bin.asr_inference import Speech2Text
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from torch import Tensor
 
-from espnet_mla.measure import caches, figures, identity, memory, scores, speed, streaming, training
-from espnet_mla.measure.encoding import encoder_of
-from espnet_mla.recipe.files import RecipeError
-from espnet_mla.recipe.report import log
-from espnet_mla.speech import choose
-from espnet_mla.trained import Source
-from espnet_mla.transcribe import DECODING
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.log import log
+from espnet_mla.measure import identity, memory, scores, speed, streaming, training
+from espnet_mla.models import caches
+from espnet_mla.models.encoding import encoder_of
+from espnet_mla.trained import figures
+from espnet_mla.trained.decoding import DECODING
+from espnet_mla.trained.model import Source
+from espnet_mla.trained.speech import choose
 
 
 def measure(
@@ -42,7 +44,7 @@ def measure(
         decoding: options of Speech2Text.
 
     Raises:
-        RecipeError: the model or the speech can't be had, or the device or the memory is not there.
+        UserError: the model or the speech can't be had, or the device or the memory is not there.
     """
     # What is read first, so that nothing measured is lost where it is broken.
     trained = training.figures(source.config_file.parent) if not source.packed else None
@@ -106,7 +108,7 @@ def _explained(device: str, dtype: str, length: str = "") -> Iterator[None]:
     except (RuntimeError, AssertionError, TooShortUttError) as error:
         at = f", {length} s" if length else ""
         said = next(iter(str(error.args[0] if error.args else error).splitlines()), type(error).__name__)
-        raise RecipeError(f"--device {device} --dtype {dtype}{at}: {said}") from None
+        raise UserError(f"--device {device} --dtype {dtype}{at}: {said}") from None
 
 
 def _noise(samples: int) -> Tensor:

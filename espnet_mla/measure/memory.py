@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 from espnet_mla import register
-from espnet_mla.measure.encoding import encoder_of
-from espnet_mla.pretrained import mapping
-from espnet_mla.recipe.files import RecipeError
-from espnet_mla.recipe.options import CORES
-from espnet_mla.recipe.orphans import die_with_parent
-from espnet_mla.trained import Source
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.machine import CORES
+from espnet_mla.common.processes import die_with_parent
+from espnet_mla.common.yaml_files import read_mapping
+from espnet_mla.models.encoding import encoder_of
+from espnet_mla.trained.model import Source
 
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",  # side by side, threads that wait must not keep a core busy
@@ -48,7 +48,7 @@ def peaks(source: Source, lengths: Sequence[float], device: str, dtype: str) -> 
         `encoder` afterwards.
 
     Raises:
-        RecipeError: a process failed; the message has its last line.
+        UserError: a process failed; the message has its last line.
     """
     files = {name: str(getattr(source, name).absolute()) for name in ("config_file", "model_file", "root")}
 
@@ -61,7 +61,7 @@ def peaks(source: Source, lengths: Sequence[float], device: str, dtype: str) -> 
         )  # fmt: skip
         if done.returncode:
             said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-            raise RecipeError(f"measuring the memory for {length_name(length)} s of speech failed: {said[-1]}")
+            raise UserError(f"measuring the memory for {length_name(length)} s of speech failed: {said[-1]}")
         return json.loads(done.stdout.splitlines()[-1])
 
     # Side by side on a CPU; a GPU's memory might not be enough for all.
@@ -77,7 +77,7 @@ def length_name(seconds: float) -> str:
 def _peak(config_file: str, model_file: str, root: str, seconds: float, device: str, dtype: str) -> dict[str, int]:
     """The bytes of one length: what the process that `peaks` starts does."""
     register()
-    source = Source(mapping(Path(config_file)), Path(config_file), Path(model_file), Path(root), packed=False)
+    source = Source(read_mapping(Path(config_file)), Path(config_file), Path(model_file), Path(root), packed=False)
     model, _ = source.load()
     model = model.to(device=device, dtype=getattr(torch, dtype))
     noise = torch.rand(round(seconds * source.fs)).to(device=device, dtype=getattr(torch, dtype)) - 0.5

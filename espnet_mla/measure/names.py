@@ -4,10 +4,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from espnet_mla.recipe.options import UsageError
-
-FILE = "figures.json"
-"""What profile leaves beside a model."""
+from espnet_mla.common.errors import UsageError
 
 _SEED = re.compile(r"_?seed_?\d+")
 

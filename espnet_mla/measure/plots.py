@@ -12,7 +12,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from espnet_mla.measure.columns import BYTES, Column
 from espnet_mla.measure.comparison import Cell, Comparison, Row
-from espnet_mla.measure.tables import shown
+from espnet_mla.measure.tables import format_cell
 
 COLOURS = {"mha": "#4477aa", "gqa": "#228833", "mla": "#ee6677", "linear": "#ccbb44"}
 OTHER_COLOUR = "#777777"  # ESPnet's own attentions
@@ -63,7 +63,7 @@ class _Canvas:
     def point(self, row: Row, *keys: str) -> str:
         """An id for a point that shows these figures."""
         name = f"{self.name}-{len(self.points)}"
-        figures = {self.by_key[key].title: shown(self.cell(row, key), self.by_key[key]) for key in keys}
+        figures = {self.by_key[key].title: format_cell(self.cell(row, key), self.by_key[key]) for key in keys}
         self.points[name] = {"model": row.name, "figures": figures}
         return name
 

@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from espnet_mla import model_options
-from espnet_mla.measure.names import FILE, check_seconds
-from espnet_mla.recipe.files import RecipeError
-from espnet_mla.recipe.options import UsageError
-from espnet_mla.transcribe import DECODING
+from espnet_mla.common.errors import UsageError, UserError
+from espnet_mla.measure.names import check_seconds
+from espnet_mla.trained import options as model_options
+from espnet_mla.trained.decoding import DECODING
+from espnet_mla.trained.names import FIGURES_FILE
 
 DESCRIPTION = """\
 Measure what a trained model costs, print it, and leave it in figures.json beside the model: parameters; what its caches
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _profile(options)
     except UsageError as error:
         parser.error(str(error))
-    except RecipeError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -50,11 +50,12 @@ def _check(options: argparse.Namespace) -> None:
 def _profile(options: argparse.Namespace) -> None:
     # Imported here because --help and a wrong option are answered at once.
     from espnet_mla import register
-    from espnet_mla.measure import figures, measuring
-    from espnet_mla.measure.shown import table
-    from espnet_mla.recipe.jobs import end_on_signals
-    from espnet_mla.recipe.report import log
-    from espnet_mla.trained import find
+    from espnet_mla.common.log import log
+    from espnet_mla.common.processes import end_on_signals
+    from espnet_mla.measure import measuring
+    from espnet_mla.measure.profile_table import table
+    from espnet_mla.trained import figures
+    from espnet_mla.trained.model import find
 
     end_on_signals()
     began = time.monotonic()
@@ -73,7 +74,7 @@ def _profile(options: argparse.Namespace) -> None:
     )
     figures.write(folder, measured)
     print(table(measured))
-    log(f"{folder / FILE} is complete ({time.monotonic() - began:.0f} seconds)")
+    log(f"{folder / FIGURES_FILE} is complete ({time.monotonic() - began:.0f} seconds)")
 
 
 def _folder(options: argparse.Namespace, source) -> Path:
@@ -93,20 +94,20 @@ def _decoding(options: argparse.Namespace) -> dict:
     """Options for Speech2Text: those of --inference_config, and over them those given by themselves.
 
     Raises:
-        RecipeError: --inference_config has one that Speech2Text and asr_inference don't know.
+        UserError: --inference_config has one that Speech2Text and asr_inference don't know.
     """
     import inspect
 
     from espnet2.bin.asr_inference import Speech2Text, get_parser
 
-    from espnet_mla.pretrained import mapping
+    from espnet_mla.common.yaml_files import read_mapping
 
     known = set(inspect.signature(Speech2Text).parameters)
     of_the_program = {action.dest for action in get_parser()._actions}
     found = {}
-    for name, value in (mapping(Path(options.inference_config)) if options.inference_config else {}).items():
+    for name, value in (read_mapping(Path(options.inference_config)) if options.inference_config else {}).items():
         if name not in known | of_the_program:
-            raise RecipeError(f"{options.inference_config}: {name} is no option of ESPnet's asr_inference")
+            raise UserError(f"{options.inference_config}: {name} is no option of ESPnet's asr_inference")
         if name in known and name not in ("device", "dtype"):  # which this command has itself
             found[name] = value
     given = {name: getattr(options, name) for name in DECODING}
@@ -125,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     on = parser.add_argument_group("what it is measured on")
     on.add_argument(
         "--wav_scp",
-        metavar="FILE",
+        metavar="FIGURES_FILE",
         help="speech, as dump/raw/test_clean/wav.scp; without any, noise is encoded, and no decoding is timed",
     )
     on.add_argument(
@@ -139,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how")
     how.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     how.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: %(default)s)")
-    how.add_argument("--inference_config", metavar="FILE", help="decoding options, as conf/decode_asr.yaml")
+    how.add_argument("--inference_config", metavar="FIGURES_FILE", help="decoding options, as conf/decode_asr.yaml")
     for name, (kind, meaning) in DECODING.items():
         how.add_argument(f"--{name}", type=kind, help=meaning)
     return parser

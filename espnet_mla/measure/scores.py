@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from espnet_mla.recipe import sclite
-from espnet_mla.recipe.files import RecipeError
+from espnet_mla.common import sclite
+from espnet_mla.common.errors import UserError
 
 KINDS = ("wer", "cer")
 _OF_A_MODEL = re.compile(r"_asr_model_([^/]+)$")
@@ -41,7 +41,7 @@ def _counts(reference: Path) -> dict[str, tuple[int, int]]:
     """Utterance -> errors and words, aligned as sclite does it.
 
     Raises:
-        RecipeError: there is no word, or the hypotheses are missing.
+        UserError: there is no word, or the hypotheses are missing.
     """
     references, hypotheses = _read(reference), _read(reference.with_name("hyp.trn"))
     counts = {}
@@ -49,21 +49,19 @@ def _counts(reference: Path) -> dict[str, tuple[int, int]]:
         count = sclite.count(sclite.align(references[utterance], hypotheses.get(utterance, "")))
         counts[utterance] = (count.errors, count.words)
     if not sum(words for _, words in counts.values()):
-        raise RecipeError(f"{reference} has no word: score again (stage 13)")
+        raise UserError(f"{reference} has no word: score again (stage 13)")
     return counts
 
 
 def _read(path: Path) -> dict[str, str]:
     """A file of lines with a text, a tab, and (speaker-utterance): sclite's trn, as ESPnet writes it."""
     if not path.is_file():
-        raise RecipeError(f"{path} does not exist: score again (stage 13)")
+        raise UserError(f"{path} does not exist: score again (stage 13)")
     table = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         text, tab, name = line.rpartition("\t")
         if tab and name[:1] == "(" and name[-1:] == ")":
             table[name[1:-1]] = text.strip()
         elif line:
-            raise RecipeError(
-                f"{path}, line {number}: not a text, a tab and (speaker-utterance): score again (stage 13)"
-            )
+            raise UserError(f"{path}, line {number}: not a text, a tab and (speaker-utterance): score again (stage 13)")
     return table

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from espnet_mla.attention import ALL
 from espnet_mla.measure import speed
-from espnet_mla.measure.figures import GIGABYTE
-from espnet_mla.streaming.latency import latency
+from espnet_mla.models.latency import latency
 from espnet_mla.streaming.recogniser import StreamingSpeech2Text
+from espnet_mla.trained.figures import GIGABYTE
 
 if TYPE_CHECKING:
     from espnet2.bin.asr_inference import Speech2Text

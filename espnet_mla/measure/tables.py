@@ -17,7 +17,7 @@ def label(row: Row) -> str:
     return row.name + (f" ({len(row.members)} seeds)" if len(row.members) > 1 else "")
 
 
-def shown(cell: Cell, column: Column) -> str:
+def format_cell(cell: Cell, column: Column) -> str:
     """A cell as it is read: value, spread or interval, difference, probability, letter of its condition."""
     if cell.value is None:
         return MISSING
@@ -50,7 +50,7 @@ def markdown(comparison: Comparison, plots: Mapping[str, str]) -> str:
         lines = [_line(heads), _line(["---"] * len(heads))]
         for row in comparison.rows:
             cells = [comparison.cell(row, column) for column in found]
-            texts = [shown(cell, column) for cell, column in zip(cells, found, strict=True)]
+            texts = [format_cell(cell, column) for cell, column in zip(cells, found, strict=True)]
             bold = [f"**{text}**" if cell.best else text for cell, text in zip(cells, texts, strict=True)]
             lines.append(_line([label(row), *bold]))
         parts.append(f"\n## {table}\n\n" + "".join(lines) + "\n")
@@ -146,7 +146,7 @@ def content(comparison: Comparison) -> dict:
                 "attention": row.attention,
                 "baseline": comparison.baselines[row.name],
                 "figures": {
-                    column.key: {"shown": shown(cell, column), **vars(cell)}
+                    column.key: {"shown": format_cell(cell, column), **vars(cell)}
                     for column in comparison.columns
                     for cell in [comparison.cell(row, column)]
                 },

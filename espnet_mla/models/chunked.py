@@ -1,25 +1,26 @@
-"""What the modules of an encoder that mix frames do in chunks: in one pass with masks, or chunk by chunk with what is kept.
+"""The modules of an encoder that mix frames, in chunks: in one pass with masks, or chunk by chunk with caches.
 
 Those modules are its attentions and its convolutions along time. Everything else works frame by frame.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from espnet_mla.attention import Attention, Cache, Chunks, KeptPosition, view
+from espnet_mla.attention import Attention, Cache, CachedPosition, Chunks, attention_context
 
 
-class InChunks:
-    """The view of a whole utterance that is cut into chunks."""
+class MaskedChunks:
+    """The attention context of whole utterances that are cut into chunks, all chunks in one pass."""
 
     def __init__(self, chunks: Chunks):
         self.chunks = chunks
 
     def attend(self, attention: Attention, x: Tensor, position: Tensor | None, mask: Tensor | None) -> Tensor:
-        """As `View.attend`."""
+        """As `AttentionContext.attend`."""
         return attention.attend_in_chunks(x, position, mask, self.chunks)
 
     def convolve(self, conv: "ChunkConv1d", x: Tensor) -> Tensor:
@@ -28,12 +29,12 @@ class InChunks:
         x = nn.functional.pad(x, (left, -time % size)).unfold(-1, left + size, size)
         batch, channels, chunks, _ = x.shape  # the last axis: left + size
         x = nn.functional.pad(x.transpose(1, 2).flatten(0, 1), (0, conv.kernel_size[0] - 1 - left))
-        out = conv.plainly(x).unflatten(0, (batch, chunks)).transpose(1, 2)  # (b, channels, chunks, size)
+        out = conv.convolve_valid(x).unflatten(0, (batch, chunks)).transpose(1, 2)  # (b, channels, chunks, size)
         return out.reshape(batch, channels, -1)[..., :time]
 
 
 class ChunkConv1d(nn.Conv1d):
-    """A convolution along time that sees what the view allows: never a frame to the right of its chunk.
+    """A convolution along time that sees what the attention context allows: never a frame to the right of its chunk.
 
     With stride and dilation 1, an odd kernel, and as many zeros at the ends as keep the length.
     """
@@ -53,24 +54,24 @@ class ChunkConv1d(nn.Conv1d):
         """The frames that it sees on each side."""
         return self.padding[0]
 
-    def plainly(self, x: Tensor) -> Tensor:
-        """Without zeros at the ends: (b, channels, t + 2 half) -> (b, channels, t)."""
+    def convolve_valid(self, x: Tensor) -> Tensor:
+        """Without padding: (b, channels, t + 2 half) -> (b, channels, t)."""
         return nn.functional.conv1d(x, self.weight, self.bias, groups=self.groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels, time) -> (batch, channels, time)."""
-        seen = view()
-        return super().forward(x) if seen is None else seen.convolve(self, x)
+        context = attention_context()
+        return super().forward(x) if context is None else context.convolve(self, x)
 
 
 @dataclass
 class StreamState:
-    """Where streams stand that are encoded side by side, in rows; made by an encoder's `stream()`.
+    """The state of streams that are encoded side by side, in rows; made by an encoder's `stream()`.
 
     Args:
         chunks: how they are cut.
-        attention: what each attention keeps of the frames before.
-        convolution: of each convolution its last frames, (rows, channels, half its kernel).
+        attention: name of each attention's module -> its cache of the frames before.
+        convolution: name of each convolution's module -> its last input frames, (rows, channels, half its kernel).
         features: of each row those that wait for the rest of their chunk, (frames, features). The first few of them have
             been seen by the last frame of the chunk before.
         frames: of each row, how many frames of the encoder's output it has had.
@@ -80,8 +81,8 @@ class StreamState:
     """
 
     chunks: Chunks
-    attention: list[Cache]
-    convolution: list[Tensor]
+    attention: dict[str, Cache]
+    convolution: dict[str, Tensor]
     features: list[Tensor]
     frames: list[int]
     ended: list[bool]
@@ -94,12 +95,12 @@ class StreamState:
     @property
     def attention_nbytes(self) -> int:
         """Bytes that the attentions keep, of all rows."""
-        return sum(cache.nbytes for cache in self.attention)
+        return sum(cache.nbytes for cache in self.attention.values())
 
     @property
     def convolution_nbytes(self) -> int:
         """Bytes that the convolutions keep, of all rows."""
-        return sum(frames.nbytes for frames in self.convolution)
+        return sum(frames.nbytes for frames in self.convolution.values())
 
     @property
     def features_nbytes(self) -> int:
@@ -117,8 +118,8 @@ class StreamState:
         past = min(self.past, max(self.frames[row] for row in rows))
         return StreamState(
             self.chunks,
-            [cache.select(index).keep_last(past) for cache in self.attention],
-            [frames.index_select(0, index) for frames in self.convolution],
+            {name: cache.select(index).keep_last(past) for name, cache in self.attention.items()},
+            {name: frames.index_select(0, index) for name, frames in self.convolution.items()},
             *([values[row] for row in rows] for values in (self.features, self.frames, self.ended)),
             past,
         )
@@ -132,55 +133,67 @@ class StreamState:
         """
         first = streams[0]
         if len(streams) == 1:
-            lists = {name: list(value) for name, value in vars(first).items() if isinstance(value, list)}
-            return replace(first, **lists)
+            return replace(
+                first, **{name: copy(value) for name, value in vars(first).items() if isinstance(value, dict | list)}
+            )
         if other := next((stream for stream in streams if stream.chunks != first.chunks), None):
             raise ValueError(f"streams in one batch are cut alike, but here are {first.chunks} and {other.chunks}")
         return StreamState(
             first.chunks,
-            [type(caches[0]).join(caches) for caches in zip(*(stream.attention for stream in streams), strict=True)],
-            [torch.cat(frames) for frames in zip(*(stream.convolution for stream in streams), strict=True)],
+            {
+                name: type(cache).join([stream.attention[name] for stream in streams])
+                for name, cache in first.attention.items()
+            },
+            {name: torch.cat([stream.convolution[name] for stream in streams]) for name in first.convolution},
             *(sum((getattr(stream, name) for stream in streams), []) for name in ("features", "frames", "ended")),
             max(stream.past for stream in streams),
         )
 
 
-class Running:
-    """The view of the next chunk of each of some streams.
+class ChunkStep:
+    """The attention context of the next chunk of each of some streams.
 
     Attributes:
-        attention, convolution: what the modules keep after it, in the order of their calls, which is that of `StreamState`.
+        attention, convolution: as in `StreamState`, after this chunk.
 
     Args:
         stream: their state, which stays as it is.
+        names: each attention and convolution -> its name in that state.
         lengths: how many new frames each row has; the chunk is as long as the longest.
         position: the sinusoids of the window, where positions are relative.
         device: of the frames.
     """
 
     def __init__(
-        self, stream: StreamState, lengths: Sequence[int], position: KeptPosition | None, device: torch.device
+        self,
+        stream: StreamState,
+        names: Mapping[nn.Module, str],
+        lengths: Sequence[int],
+        position: CachedPosition | None,
+        device: torch.device,
     ):
         self.position, self.window = position, stream.chunks.window
-        self._before = iter(stream.attention), iter(stream.convolution)
-        self.attention: list[Cache] = []
-        self.convolution: list[Tensor] = []
+        self._before, self._names = stream, names
+        self.attention: dict[str, Cache] = {}
+        self.convolution: dict[str, Tensor] = {}
         past, time = stream.past, max(lengths)
-        seen = [min(frames, past) for frames in stream.frames]
+        visible = [min(frames, past) for frames in stream.frames]
         new = torch.arange(time, device=device) < torch.tensor(lengths, device=device).unsqueeze(-1)
-        old = torch.arange(past, device=device) >= past - torch.tensor(seen, device=device).unsqueeze(-1)
+        old = torch.arange(past, device=device) >= past - torch.tensor(visible, device=device).unsqueeze(-1)
         self._new = None if min(lengths) == time else new.unsqueeze(1)  # (rows, 1, time)
-        whole = self._new is None and min(seen) == past
-        self._mask = None if whole else torch.cat((old, new), dim=-1).unsqueeze(1)  # (rows, 1, past + time)
+        unpadded = self._new is None and min(visible) == past
+        self._mask = None if unpadded else torch.cat((old, new), dim=-1).unsqueeze(1)  # (rows, 1, past + time)
 
     def attend(self, attention: Attention, x: Tensor, position: Tensor | None, mask: Tensor | None) -> Tensor:
-        """As `View.attend`; position and mask, which the encoder has made for x alone, are not needed."""
-        kv = next(self._before[0]).append(attention.project_kv(x, self._new))
-        self.attention.append(kv if self.window is None else kv.keep_last(self.window))
+        """As `AttentionContext.attend`; position and mask, which the encoder made for x alone, are not needed."""
+        name = self._names[attention]
+        kv = self._before.attention[name].append(attention.project_kv(x, self._new))
+        self.attention[name] = kv if self.window is None else kv.keep_last(self.window)
         return attention.attend(x, kv, self.position, self._mask)
 
     def convolve(self, conv: ChunkConv1d, x: Tensor) -> Tensor:
-        """The chunk with the frames kept from before it, and with zeros after it."""
-        x = torch.cat((next(self._before[1]), x), dim=-1)
-        self.convolution.append(x[..., x.shape[-1] - conv.half :].clone())
-        return conv.plainly(nn.functional.pad(x, (0, conv.kernel_size[0] - 1 - conv.half)))
+        """The chunk with the cached frames before it, and with zeros after it."""
+        name = self._names[conv]
+        x = torch.cat((self._before.convolution[name], x), dim=-1)
+        self.convolution[name] = x[..., x.shape[-1] - conv.half :].clone()
+        return conv.convolve_valid(nn.functional.pad(x, (0, conv.kernel_size[0] - 1 - conv.half)))

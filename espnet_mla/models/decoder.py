@@ -15,7 +15,7 @@ from espnet2.legacy.nets.pytorch_backend.transformer.attention import MultiHeade
 from torch import Tensor
 
 from espnet_mla.attention import FrameCache, Past, build_attentions
-from espnet_mla.attention.base import attend_to_kept, keeps
+from espnet_mla.attention.base import attend_to_cache, is_cached
 from espnet_mla.attention.softmax import softmax_attention
 from espnet_mla.models.signature import extended
 
@@ -23,7 +23,8 @@ from espnet_mla.models.signature import extended
 CHOICES = ("mha", "gqa", "mla")
 
 
-KEPT = 2  # steps that a search may go back
+MAX_BACKTRACK = 2
+"""Steps that a search may go back."""
 
 
 class CacheBytes(NamedTuple):
@@ -44,7 +45,7 @@ class DecodingState:
             step has let it go.
         rows: (int64, one axis) the rows of `tokens` that this state stands for, the hypotheses of an utterance side by
             side.
-        earlier: the `tokens` of the last `KEPT` steps before. A beam search holds on to the states of hypotheses that have
+        earlier: the `tokens` of the last `MAX_BACKTRACK` steps before. A beam search holds on to the states of hypotheses that have
             ended, and never scores them again: their caches are let go. ESPnet's searches of speech that is still coming
             in go back by two steps.
     """
@@ -60,8 +61,8 @@ class DecodingState:
         return replace(self, rows=self.rows[rows])
 
 
-class KeepingAttention(MultiHeadedAttention):
-    """ESPnet's attention as it is, which a decoder may also give what it has kept: see `attend_to_kept`."""
+class CachedMultiHeadedAttention(MultiHeadedAttention):
+    """ESPnet's attention as it is, which a decoder may also call with a cache: see `attend_to_cache`."""
 
     name = "mha"
 
@@ -80,13 +81,13 @@ class KeepingAttention(MultiHeadedAttention):
     def attend(self, query: Tensor, kv: FrameCache, position: None, mask: Tensor | None) -> Tensor:
         """As `espnet_mla.attention.Attention.attend`."""
         q = self.q_norm(self._heads(self.linear_q(query)))
-        out = softmax_attention(q, *kv.tensors, None, mask, 1 / math.sqrt(self.d_k), 0.0, own=False)
+        out = softmax_attention(q, *kv.tensors, None, mask, 1 / math.sqrt(self.d_k), 0.0, self_attention=False)
         return self.linear_out(out.transpose(1, 2).flatten(-2))
 
     def forward(self, query, key, value, mask, expand_kv=False):
         """ESPnet's call, or a decoder's."""
-        if keeps(key, mask):
-            return attend_to_kept(self, query, key, mask)
+        if is_cached(key, mask):
+            return attend_to_cache(self, query, key, mask)
         return super().forward(query, key, value, mask, expand_kv)
 
 
@@ -122,7 +123,7 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
             _check(part, kind, options, conf["qk_norm"])
             if kind == "mha":
                 for layer in self.decoders:
-                    getattr(layer, slot).__class__ = KeepingAttention
+                    getattr(layer, slot).__class__ = CachedMultiHeadedAttention
                 continue
             attentions = build_attentions(
                 kind,
@@ -191,9 +192,9 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         if xs_mask is not None:
             xs_mask = xs_mask[:: len(ys) // past.source[0].rows]
         out, hidden, state = self._advance(ys, past, xs_mask)
-        if len(past.earlier) == KEPT:
+        if len(past.earlier) == MAX_BACKTRACK:
             past.earlier[-1].clear()
-        state = replace(state, earlier=(past.tokens, *past.earlier)[:KEPT])
+        state = replace(state, earlier=(past.tokens, *past.earlier)[:MAX_BACKTRACK])
         return ((out, hidden) if return_hs else out), state
 
     def batch_score_partially_AR(self, ys, states, xs, yseq_lengths):

@@ -50,7 +50,7 @@ class AttentionChoice(StreamingEncoder):
     New values of the encoder's own key (`attention_key`): mha, gqa, mla, linear, with their options in
     `attention_conf`; a new `pos_enc_layer_type` for them: rope. Every other configuration builds ESPnet's network as it
     is. With a choice of ours relative positions are ESPnet's latest ones, whatever `rel_pos_type` says, and `streaming`
-    has the encoder hear speech in chunks, see `StreamingEncoder`.
+    makes it a chunked encoder, see `StreamingEncoder`.
 
     Raises:
         ValueError: an unknown attention or option, a size that can't work, or an option of ESPnet's attention that the
@@ -102,7 +102,7 @@ class AttentionChoice(StreamingEncoder):
             if getattr(layer, slot) is not None:  # a Branchformer layer may lack its attention branch
                 setattr(layer, slot, attention)
         if conf["streaming"] is not None:
-            self._become_streaming(conf | {"pos_enc_layer_type": position})
+            self._configure_streaming(conf | {"pos_enc_layer_type": position})
 
     def _espnet_conf(self, conf: dict) -> dict:
         return {key: value for key, value in conf.items() if key in self._espnet_keys}

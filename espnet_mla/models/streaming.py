@@ -1,4 +1,4 @@
-"""Encoders that hear speech piece by piece: their configuration, their training in chunks, and their running state."""
+"""Streaming encoders: their configuration, their training in chunks, and chunked inference with a stream state."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from espnet_mla.attention import ALL, Attention, Chunks, KeptPosition, seen_as
-from espnet_mla.models.chunked import ChunkConv1d, InChunks, Running, StreamState
+from espnet_mla.attention import ALL, Attention, CachedPosition, Chunks, using_context
+from espnet_mla.models.chunked import ChunkConv1d, ChunkStep, MaskedChunks, StreamState
 
 _KEYS = ("chunk_size", "left_chunks", "dynamic_chunk_sizes")
 _RANGE = ("min", "max", "full_context")
@@ -109,17 +109,17 @@ def left_chunks(value: object, key: str = "streaming: left_chunks") -> int:
 
 
 class StreamingEncoder:
-    """Mixed in before one of ESPnet's encoders, has it see chunks, where `streaming` is given, and run chunk by chunk.
+    """Mixed in before one of ESPnet's encoders, adds chunked attention and chunk-by-chunk inference where `streaming` is given.
 
     Attributes:
         streaming: what the configuration says, or None.
-        chunks: which the encoder sees when it is not trained; see `set_chunks`.
+        chunks: of inference and validation; see `set_chunks`.
     """
 
     streaming: Streaming | None = None
     chunks: Chunks
 
-    def _become_streaming(self, conf: Mapping[str, Any]) -> None:
+    def _configure_streaming(self, conf: Mapping[str, Any]) -> None:
         """Take on `streaming` of the configuration, after ESPnet's constructor.
 
         Raises:
@@ -136,7 +136,7 @@ class StreamingEncoder:
                 for name, module in list(parent.named_children()):
                     if isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1:
                         setattr(parent, name, ChunkConv1d.of(module))
-        self._positions: dict[tuple, KeptPosition] = {}
+        self._positions: dict[tuple, CachedPosition] = {}
         self.set_chunks()
 
     def set_chunks(self, chunk_size: int | None = None, left_chunks: int | None = None) -> Chunks:
@@ -149,13 +149,13 @@ class StreamingEncoder:
         Raises:
             ValueError: the encoder was not built for streaming, or a value can't be.
         """
-        self.chunks = self._cut(chunk_size, left_chunks)
+        self.chunks = self._resolve_chunks(chunk_size, left_chunks)
         return self.chunks
 
-    def _cut(self, size: int | None, left: int | None) -> Chunks:
+    def _resolve_chunks(self, size: int | None, left: int | None) -> Chunks:
         if self.streaming is None:
             raise ValueError(
-                "encoder_conf: streaming is missing, so this model hears whole utterances only; it must be trained with, "
+                "encoder_conf: streaming is missing, so this is a full-context encoder; it must be trained with, "
                 "for instance, streaming: {chunk_size: 16, left_chunks: 8}"
             )
         default = self.streaming.chunks
@@ -180,7 +180,7 @@ class StreamingEncoder:
         if self.streaming is None:
             return super().forward(*args, **kwargs)
         chunks = self.streaming.draw() if self.training else self.chunks
-        with seen_as(None if chunks.size == ALL else InChunks(chunks)):
+        with using_context(None if chunks.size == ALL else MaskedChunks(chunks)):
             return super().forward(*args, **kwargs)
 
     def stream(self, chunk_size: int | None = None, left_chunks: int | None = None, rows: int = 1) -> StreamState:
@@ -194,16 +194,16 @@ class StreamingEncoder:
             ValueError: as `set_chunks`.
         """
         asked = chunk_size is not None or left_chunks is not None or self.streaming is None
-        chunks = self._cut(chunk_size, left_chunks) if asked else self.chunks
+        chunks = self._resolve_chunks(chunk_size, left_chunks) if asked else self.chunks
         like = next(self.parameters())
-        nothing = like.new_zeros(rows, 0, self.output_size())
-        with torch.no_grad():
-            attention = [attention.project_kv(nothing) for attention in self._attentions()]
-        convolution = [
-            like.new_zeros(rows, module.in_channels, module.half)
-            for module in self.encoders.modules()
-            if isinstance(module, ChunkConv1d)
-        ]
+        no_frames = like.new_zeros(rows, 0, self.output_size())
+        attention, convolution = {}, {}
+        for module, name in self._cached_modules().items():
+            if isinstance(module, ChunkConv1d):
+                convolution[name] = like.new_zeros(rows, module.in_channels, module.half)
+            else:
+                with torch.no_grad():
+                    attention[name] = module.project_kv(no_frames)
         features = [like.new_zeros(0, self._input_size) for _ in range(rows)]
         return StreamState(chunks, attention, convolution, features, [0] * rows, [False] * rows)
 
@@ -215,11 +215,11 @@ class StreamingEncoder:
         lengths: Tensor | Sequence[int] | None = None,
         last: bool | Sequence[bool] = False,
     ) -> tuple[Tensor, Tensor]:
-        """Encode what has come of some streams: all chunks that are complete now, and at the end what is left.
+        """Encode new features of some streams: all chunks that are complete now, and at the end the rest.
 
         Args:
             features: (rows, time, features), any number of frames.
-            state: of `stream()`; it is moved on.
+            state: of `stream()`; it is updated in place.
             lengths: of each row, (rows,); None where all are whole.
             last: whether these are a stream's last, for all rows or for each.
 
@@ -232,25 +232,23 @@ class StreamingEncoder:
         """
         if self.training:
             raise ValueError("an encoder in training mode can't run: call eval() first")
-        self._take(features, state, lengths, last)
+        self._buffer(features, state, lengths, last)
         outs: list[list[Tensor]] = [[] for _ in range(len(state))]
-        while ready := [row for row in range(len(state)) if self._ready(state, row)]:
+        while ready := [row for row in range(len(state)) if self._has_chunk(state, row)]:
             part = state if len(ready) == len(state) else state.select(ready)
-            out, out_lengths = self._advance(part)
+            out, out_lengths = self._encode_chunk(part)
             for row, frames, length in zip(ready, out, out_lengths, strict=True):
                 outs[row].append(frames[:length])
             if part is not state:
                 rest = [row for row in range(len(state)) if row not in ready]
                 order = [*ready, *rest]
-                moved = StreamState.join([part, state.select(rest)]).select(
-                    [order.index(row) for row in range(len(state))]
-                )
-                vars(state).update(vars(moved))
+                joined = StreamState.join([part, state.select(rest)])
+                vars(state).update(vars(joined.select([order.index(row) for row in range(len(state))])))
         new = [torch.cat(pieces) if pieces else features.new_zeros(0, self.output_size()) for pieces in outs]
         counts = torch.tensor([len(frames) for frames in new], device=features.device)
         return nn.utils.rnn.pad_sequence(new, batch_first=True), counts
 
-    def _take(
+    def _buffer(
         self, features: Tensor, state: StreamState, lengths: Tensor | Sequence[int] | None, last: bool | Sequence[bool]
     ) -> None:
         rows = len(state)
@@ -269,35 +267,36 @@ class StreamingEncoder:
             state.features[row] = torch.cat((state.features[row], features[row, :length]))
             state.ended[row] |= ends
 
-    def features_of(self, frames: int) -> int:
+    def input_frames(self, frames: int) -> int:
         """How many feature frames so many frames of the output see."""
         rate, span = self.subsampling
         return (frames - 1) * rate + span
 
-    def _ready(self, state: StreamState, row: int) -> bool:
+    def _has_chunk(self, state: StreamState, row: int) -> bool:
         """Whether the row has a chunk, or, at its end, a frame."""
         waiting, size = len(state.features[row]), state.chunks.size
-        whole = size != ALL and waiting >= self.features_of(size)
-        return whole or state.ended[row] and waiting >= self.features_of(1)
+        whole = size != ALL and waiting >= self.input_frames(size)
+        return whole or state.ended[row] and waiting >= self.input_frames(1)
 
-    def _advance(self, state: StreamState) -> tuple[Tensor, list[int]]:
+    def _encode_chunk(self, state: StreamState) -> tuple[Tensor, list[int]]:
         """Encode one chunk of each row, which all have one."""
         rate, span = self.subsampling
         size = max(map(len, state.features)) if state.chunks.size == ALL else state.chunks.size
-        chunks = [features[: self.features_of(size)] for features in state.features]
+        chunks = [features[: self.input_frames(size)] for features in state.features]
         lengths = [(len(chunk) - span) // rate + 1 for chunk in chunks]
-        view = Running(state, lengths, self._position(state, max(lengths)), chunks[0].device)
-        with seen_as(view):
+        position = self._position(state, max(lengths))
+        step = ChunkStep(state, self._cached_modules(), lengths, position, chunks[0].device)
+        with using_context(step):
             counts = torch.tensor([len(chunk) for chunk in chunks], device=chunks[0].device)
             out, *_ = super().forward(nn.utils.rnn.pad_sequence(chunks, batch_first=True), counts)
         past, window = state.past + max(lengths), state.chunks.window
         state.past = past if window is None else min(past, window)
-        state.attention, state.convolution = view.attention, view.convolution
+        state.attention, state.convolution = step.attention, step.convolution
         state.features = [features[size * rate :].clone() for features in state.features]
         state.frames = [had + new for had, new in zip(state.frames, lengths, strict=True)]
         return out[0] if isinstance(out, tuple) else out, lengths  # with those of the layers between
 
-    def _position(self, state: StreamState, time: int) -> KeptPosition | None:
+    def _position(self, state: StreamState, time: int) -> CachedPosition | None:
         """The sinusoids of the distances in the window of a chunk of `time` frames."""
         embedding = next((module for module in self.embed.modules() if hasattr(module, "extend_pe")), None)
         if embedding is None:
@@ -309,10 +308,18 @@ class StreamingEncoder:
             return self._positions[key]
         embedding.extend_pe(like.new_zeros(1, past + time))
         here = embedding.pe.shape[1] // 2  # distance 0
-        position = KeptPosition(embedding.pe[:, here - (past + time - 1) : here + time])
+        position = CachedPosition(embedding.pe[:, here - (past + time - 1) : here + time])
         if steady:
             self._positions[key] = position
         return position
 
     def _attentions(self) -> list[Attention]:
         return [module for module in self.encoders.modules() if isinstance(module, Attention)]
+
+    def _cached_modules(self) -> dict[nn.Module, str]:
+        """Each attention and convolution that a stream state has a cache for -> its name."""
+        return {
+            module: name
+            for name, module in self.encoders.named_modules()
+            if isinstance(module, Attention | ChunkConv1d)
+        }

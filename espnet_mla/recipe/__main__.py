@@ -4,8 +4,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from espnet_mla.recipe.files import RecipeError
-from espnet_mla.recipe.options import UsageError, help_text, parse
+from espnet_mla.common.errors import UsageError, UserError
+from espnet_mla.recipe.options import help_text, parse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,15 +17,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = parse(given)
         # Imported here because --help and a mistyped option are answered at once.
+        from espnet_mla.common.log import show_logging
+        from espnet_mla.common.processes import end_on_signals
         from espnet_mla.recipe import stages
-        from espnet_mla.recipe.jobs import end_on_signals
         from espnet_mla.recipe.layout import Layout
-        from espnet_mla.recipe.report import show_logging
 
         end_on_signals()
         show_logging()
         stages.perform(Layout(settings, given))
-    except RecipeError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except OSError as error:

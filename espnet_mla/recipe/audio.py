@@ -16,10 +16,13 @@ import numpy as np
 import soundfile
 import soxr
 
-from espnet_mla.recipe import datadir, wavscp
-from espnet_mla.recipe.files import RecipeError, read_table, replacing, write_text
-from espnet_mla.recipe.wavscp import read
-from espnet_mla.recipe.workers import each
+from espnet_mla.common import wavscp
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.files import replacing, write_text
+from espnet_mla.common.tables import read_table
+from espnet_mla.common.wavscp import read
+from espnet_mla.common.workers import map_in_processes
+from espnet_mla.recipe import datadir
 
 __all__ = ["bytes_to_write", "format_data", "perturb_speed", "read", "remove_long_short"]
 
@@ -38,24 +41,24 @@ def perturb_speed(data_dir: Path, train_set: str, factors: Sequence[float | str]
     No audio is written: wav.scp says what to do, in the form that upstream writes, but for quotes where a path needs them.
 
     Raises:
-        RecipeError: the training set is missing or inconsistent, or a factor is no positive number or comes twice.
+        UserError: the training set is missing or inconsistent, or a factor is no positive number or comes twice.
     """
     source = data_dir / train_set
     tables = datadir.load(source)
     if (source / "segments").exists():
-        raise RecipeError(f"{source / 'segments'}: cutting recordings into utterances needs ESPNET_ROOT")
+        raise UserError(f"{source / 'segments'}: cutting recordings into utterances needs ESPNET_ROOT")
     folders: dict[float, Path] = {}
     for factor in map(str, factors):
         speed = _speed(factor)
         if speed in folders:
-            raise RecipeError(f"--speed_perturb_factors {' '.join(map(str, factors))}: {factor} stands there twice")
+            raise UserError(f"--speed_perturb_factors {' '.join(map(str, factors))}: {factor} stands there twice")
         if speed == 1.0:
             folders[speed] = source
             continue
         folders[speed] = data_dir / f"{train_set}_sp{factor}"
         datadir.save(folders[speed], _perturbed(tables, factor))
     if not folders:
-        raise RecipeError("--speed_perturb_factors is empty: leave stage 2 out, or give factors such as 0.9 1.0 1.1")
+        raise UserError("--speed_perturb_factors is empty: leave stage 2 out, or give factors such as 0.9 1.0 1.1")
     datadir.combine(data_dir / f"{train_set}_sp", list(folders.values()))
 
 
@@ -87,13 +90,13 @@ def format_data(source: Path, target: Path, audio_format: str, fs: int, nj: int)
         nj: number of processes, and of the folders `target/data/format.<n>`.
 
     Raises:
-        RecipeError: an unknown format, a folder that is missing or inconsistent, or more than 1 % broken utterances.
+        UserError: an unknown format, a folder that is missing or inconsistent, or more than 1 % broken utterances.
     """
     if audio_format not in FORMATS:
-        raise RecipeError(f"--audio_format {audio_format}: must be one of {', '.join(FORMATS)}")
+        raise UserError(f"--audio_format {audio_format}: must be one of {', '.join(FORMATS)}")
     tables = datadir.load(source)
     if (source / "segments").exists():
-        raise RecipeError(f"{source / 'segments'}: cutting recordings into utterances needs ESPNET_ROOT")
+        raise UserError(f"{source / 'segments'}: cutting recordings into utterances needs ESPNET_ROOT")
     entries = dict(sorted(tables["wav.scp"].items(), key=lambda item: item[0].encode()))
     pieces = _resume(target, entries, audio_format, fs, nj)
     done = _done(target, entries)
@@ -109,10 +112,10 @@ def format_data(source: Path, target: Path, audio_format: str, fs: int, nj: int)
         archives = [[task for task in tasks if task.folder == folder] for folder in sorted(folders)]
         again = {task.utterance for archive in archives for task in archive}
         results = [result for result in results if result.utterance not in again]
-        for archive in each(_format_archive, archives, nj, f"{target}: archives"):
+        for archive in map_in_processes(_format_archive, archives, nj, f"{target}: archives"):
             results += archive
     else:
-        results += each(_format_file, todo, nj, f"{target}: audio")
+        results += map_in_processes(_format_file, todo, nj, f"{target}: audio")
 
     broken = {result.utterance: result.error for result in results if result.error}
     datadir.leave_out_broken(str(source), broken, len(entries))
@@ -134,7 +137,7 @@ def remove_long_short(org: Path, target: Path, fs: int, min_duration: float, max
         min_duration, max_duration: seconds; an utterance is strictly between the two.
 
     Raises:
-        RecipeError: the folder is missing or inconsistent, or nothing is left.
+        UserError: the folder is missing or inconsistent, or nothing is left.
     """
     tables = datadir.load(org)
     lengths = read_table(org / "utt2num_samples")
@@ -152,7 +155,7 @@ def remove_long_short(org: Path, target: Path, fs: int, min_duration: float, max
         f"{long} not shorter than {max_duration} s, {empty} without transcript"
     )
     if not kept:
-        raise RecipeError(f"{org}: {counts}. Check --min_wav_duration, --max_wav_duration and {org / 'text'}")
+        raise UserError(f"{org}: {counts}. Check --min_wav_duration, --max_wav_duration and {org / 'text'}")
     logger.info("%s: %s", target, counts)
     datadir.save(target, datadir.keep(tables, kept))
     for name in ("feats_type", "audio_format"):
@@ -162,7 +165,7 @@ def remove_long_short(org: Path, target: Path, fs: int, min_duration: float, max
 
 def _speed(factor: str) -> float:
     if not re.fullmatch(r"[0-9]*[.]?[0-9]+", factor) or float(factor) == 0:
-        raise RecipeError(f"--speed_perturb_factors: {factor} is not a positive number such as 0.9")
+        raise UserError(f"--speed_perturb_factors: {factor} is not a positive number such as 0.9")
     return float(factor)
 
 
@@ -266,13 +269,13 @@ def _samples(task: _Task) -> np.ndarray:
     """The audio of an utterance at the rate that is wanted.
 
     Raises:
-        RecipeError: it cannot be read, or is too short to be decoded.
+        UserError: it cannot be read, or is too short to be decoded.
     """
     samples, rate = read(task.entry)
     if rate != task.fs:
         samples = soxr.resample(samples, rate, task.fs)
     if len(samples) < LEAST_SAMPLES:
-        raise RecipeError(f"{task.entry} has {len(samples)} samples, at least {LEAST_SAMPLES} are needed")
+        raise UserError(f"{task.entry} has {len(samples)} samples, at least {LEAST_SAMPLES} are needed")
     return samples
 
 
@@ -282,7 +285,7 @@ def _format_file(task: _Task) -> _Result:
         return _Result(task.utterance, str(output), soundfile.info(output).frames)
     try:
         samples = _samples(task)
-    except RecipeError as error:
+    except UserError as error:
         return _Result(task.utterance, error=str(error))
     if _is_so_already(task.entry, task.audio_format, task.fs):
         return _Result(task.utterance, task.entry, len(samples))
@@ -309,7 +312,7 @@ def _format_archive(tasks: list[_Task]) -> list[_Result]:
         for task in tasks:
             try:
                 samples = _samples(task)
-            except RecipeError as error:
+            except UserError as error:
                 results.append(_Result(task.utterance, error=str(error)))
                 continue
             blob = encoded(samples, task.fs, task.audio_format.removesuffix(".ark"))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet_mla.recipe.files import RecipeError
+from espnet_mla.common.errors import UserError
 from espnet_mla.recipe.layout import Layout
 from espnet_mla.recipe.options import parse
 
@@ -83,7 +83,7 @@ def check(root: Path, arguments: Sequence[str]) -> None:
         arguments: options of asr.sh, `--name value`.
 
     Raises:
-        RecipeError: this is no checkout, its Kaldi scripts are missing, or a program that the stages run.
+        UserError: this is no checkout, its Kaldi scripts are missing, or a program that the stages run.
     """
     template = root / TEMPLATE
     for name, lacking in (
@@ -92,7 +92,7 @@ def check(root: Path, arguments: Sequence[str]) -> None:
         ("utils/run.pl", "carries no Kaldi scripts; checkouts of 2026 do"),
     ):
         if not (template / name).exists():
-            raise RecipeError(f"ESPNET_ROOT={root} {lacking}: {TEMPLATE / name} is not there")
+            raise UserError(f"ESPNET_ROOT={root} {lacking}: {TEMPLATE / name} is not there")
     pairs = zip(arguments[::2], arguments[1::2], strict=False)
     decisive = [word for pair in pairs if pair[0].removeprefix("--") in DECISIVE for word in pair]
     layout = Layout(parse(decisive))
@@ -102,19 +102,19 @@ def check(root: Path, arguments: Sequence[str]) -> None:
         if program.needed(layout, root) and not program.find(name)
     ]
     if missing:
-        raise RecipeError("these programs are needed with ESPNET_ROOT and not found:\n  " + "\n  ".join(missing))
+        raise UserError("these programs are needed with ESPNET_ROOT and not found:\n  " + "\n  ".join(missing))
 
 
 def link(root: Path) -> None:
     """Link into this folder what upstream's asr.sh looks for in it.
 
     Raises:
-        RecipeError: something that is no link is in the way.
+        UserError: something that is no link is in the way.
     """
     for name in LINKS:
         path = Path(name)
         if path.exists() and not path.is_symlink():
-            raise RecipeError(f"{path.absolute()} is in the way: a link to {root / TEMPLATE / name} belongs there")
+            raise UserError(f"{path.absolute()} is in the way: a link to {root / TEMPLATE / name} belongs there")
         path.unlink(missing_ok=True)
         path.symlink_to(root / TEMPLATE / name)
 
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             root = Path(os.environ["ESPNET_ROOT"])
             check(root, given)
             link(root)
-    except (RecipeError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -6,11 +6,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.files import write_text
+from espnet_mla.common.log import show_logging
+from espnet_mla.common.machine import CORES
+from espnet_mla.common.processes import end_on_signals
 from espnet_mla.recipe import librispeech, mini
-from espnet_mla.recipe.files import RecipeError, write_text
-from espnet_mla.recipe.jobs import end_on_signals
-from espnet_mla.recipe.options import CORES
-from espnet_mla.recipe.report import show_logging
 
 DATA = Path("data")
 CORPORA: dict[str, Callable[[Path, argparse.Namespace], None]] = {
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         CORPORA[options.corpus](corpus_dir, options)
         librispeech.prepare(corpus_dir, DATA, options.nj)
         write_text(DATA / "note", NOTES.get(options.corpus, "") + "\n")
-    except (RecipeError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

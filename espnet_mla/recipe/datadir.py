@@ -4,7 +4,8 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from espnet_mla.recipe.files import RecipeError, read_table, write_table
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.tables import read_table, write_table
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ def load(folder: Path) -> Tables:
     """Read the tables of a data folder.
 
     Raises:
-        RecipeError: wav.scp, text or utt2spk is missing, or they do not hold the same utterances.
+        UserError: wav.scp, text or utt2spk is missing, or they do not hold the same utterances.
     """
     names = [name for name in OF_UTTERANCES + OF_SPEAKERS if name in REQUIRED or (folder / name).exists()]
     tables = {name: read_table(folder / name) for name in names}
@@ -29,9 +30,9 @@ def load(folder: Path) -> Tables:
         for other in REQUIRED:
             lacking = sorted(tables[other].keys() - tables[name].keys())
             if lacking:
-                raise RecipeError(f"{folder / name} lacks {some(lacking)}, which {folder / other} has")
+                raise UserError(f"{folder / name} lacks {first_few(lacking)}, which {folder / other} has")
     if not tables["utt2spk"]:
-        raise RecipeError(f"{folder / 'utt2spk'} is empty")
+        raise UserError(f"{folder / 'utt2spk'} is empty")
     return tables
 
 
@@ -63,7 +64,7 @@ def combine(target: Path, sources: Sequence[Path]) -> None:
     """Write the union of several data folders: the tables that all of them have, and utt2uniq where one has it.
 
     Raises:
-        RecipeError: a source cannot be read, or two hold the same utterance, or a speaker of another gender.
+        UserError: a source cannot be read, or two hold the same utterance, or a speaker of another gender.
     """
     loaded = [load(source) for source in sources]
     if any("utt2uniq" in tables for tables in loaded):
@@ -74,7 +75,7 @@ def combine(target: Path, sources: Sequence[Path]) -> None:
         for name, table in combined.items():
             for key, value in tables[name].items():
                 if key in table and (name not in OF_SPEAKERS or table[key] != value):
-                    raise RecipeError(f"{source / name}: {key} is also in another folder that goes into {target}")
+                    raise UserError(f"{source / name}: {key} is also in another folder that goes into {target}")
                 table[key] = value
     save(target, combined)
 
@@ -83,7 +84,7 @@ def leave_out_broken(where: str, broken: Mapping[str, str], total: int) -> None:
     """Name the utterances that cannot be used, each with its reason, and their number.
 
     Raises:
-        RecipeError: they are more than `MOST_BROKEN` of all.
+        UserError: they are more than `MOST_BROKEN` of all.
     """
     if not broken:
         return
@@ -91,14 +92,14 @@ def leave_out_broken(where: str, broken: Mapping[str, str], total: int) -> None:
         logger.warning("%s: %s is left out: %s", where, utterance, reason)
     counted = f"{where}: {len(broken)} of {total} utterances are broken"
     if len(broken) > MOST_BROKEN * total:
-        raise RecipeError(
+        raise UserError(
             f"{counted}, more than {MOST_BROKEN:.0%}; mend or remove them: "
-            + some([f"{utterance} ({reason})" for utterance, reason in sorted(broken.items())])
+            + first_few([f"{utterance} ({reason})" for utterance, reason in sorted(broken.items())])
         )
     logger.warning("%s and left out", counted)
 
 
-def some(names: Sequence[str], most: int = 5) -> str:
+def first_few(names: Sequence[str], most: int = 5) -> str:
     """The first few of many names, and how many more there are, for a message."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

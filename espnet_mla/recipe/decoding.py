@@ -8,11 +8,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from espnet_mla.recipe.files import write_text
-from espnet_mla.recipe.jobs import Followed, count_lines, run_jobs, split_table, threads_for
+from espnet_mla.common.files import write_text
+from espnet_mla.common.jobs import Followed, count_lines, run_jobs, split_table, threads_for
+from espnet_mla.common.log import log
+from espnet_mla.common.units import hertz
 from espnet_mla.recipe.layout import Layout, data_type
-from espnet_mla.recipe.options import hertz
-from espnet_mla.recipe.report import log
 from espnet_mla.recipe.training import write_resume_script
 
 OUTPUTS = ("token", "token_int", "score", "text")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-from espnet_mla.recipe.files import RecipeError, read_table
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.tables import read_table
 
 IMPLEMENTED = (1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15)
 
@@ -198,10 +199,10 @@ def data_type(folder: Path) -> str:
     """How asr_train reads the audio of a data folder: `kaldi_ark` for archives, else `sound`.
 
     Raises:
-        RecipeError: the folder was not made by stage 3.
+        UserError: the folder was not made by stage 3.
     """
     formats = read_table(folder / "audio_format") if (folder / "audio_format").exists() else {}
     kinds = read_table(folder / "feats_type")
     if list(kinds) != ["raw"]:
-        raise RecipeError(f"{folder / 'feats_type'} says {' '.join(kinds) or 'nothing'}, not raw: run stage 3 again")
+        raise UserError(f"{folder / 'feats_type'} says {' '.join(kinds) or 'nothing'}, not raw: run stage 3 again")
     return "kaldi_ark" if any("ark" in name for name in formats) else "sound"

@@ -18,9 +18,10 @@ from typing import NamedTuple
 import soundfile
 from tqdm import tqdm
 
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.files import check_space
+from espnet_mla.common.workers import map_in_processes
 from espnet_mla.recipe import datadir
-from espnet_mla.recipe.files import RecipeError, check_space
-from espnet_mla.recipe.workers import each
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +59,11 @@ def download(
         gigabytes: size of each archive.
 
     Raises:
-        RecipeError: an unknown part, no network, a wrong checksum, no space.
+        UserError: an unknown part, no network, a wrong checksum, no space.
     """
     for part in parts:
         if part not in checksums:
-            raise RecipeError(f"{part} is no part of LibriSpeech known here: {', '.join(checksums)}")
+            raise UserError(f"{part} is no part of LibriSpeech known here: {', '.join(checksums)}")
     absent = [part for part in parts if not (corpus_dir / "LibriSpeech" / part).is_dir()]
     if absent:
         # All of it unpacked, and beside it one archive at a time.
@@ -79,10 +80,10 @@ def download(
             if found != checksums[part]:
                 sums = f"the MD5 sum {found}, not {checksums[part]}"
                 if archive == given:
-                    raise RecipeError(f"{given} has {sums}: remove it, and it will be downloaded")
+                    raise UserError(f"{given} has {sums}: remove it, and it will be downloaded")
                 wrong = corpus_dir / f"{part}.tar.gz.wrong"
                 os.replace(archive, wrong)
-                raise RecipeError(f"{url}/{part}.tar.gz came with {sums}: it is kept as {wrong}; run again")
+                raise UserError(f"{url}/{part}.tar.gz came with {sums}: it is kept as {wrong}; run again")
             _unpack(archive, part, corpus_dir / "LibriSpeech")
             if archive != given:
                 archive.unlink()
@@ -101,13 +102,13 @@ def prepare(corpus_dir: Path, data_dir: Path, nj: int, parts: Sequence[str] = PA
         parts: folders of LibriSpeech/.
 
     Raises:
-        RecipeError: a part is missing, holds no transcripts, or has more than 1 % broken utterances; or a speaker
+        UserError: a part is missing, holds no transcripts, or has more than 1 % broken utterances; or a speaker
             occurs in two parts.
     """
     corpus = corpus_dir.absolute() / "LibriSpeech"
     missing = [part for part in parts if not (corpus / part).is_dir()]
     if missing:
-        raise RecipeError(
+        raise UserError(
             f"{corpus} lacks {', '.join(missing)}: LIBRISPEECH must name the folder that holds "
             "LibriSpeech/<part>/<reader>/<chapter>/*.flac"
         )
@@ -115,12 +116,12 @@ def prepare(corpus_dir: Path, data_dir: Path, nj: int, parts: Sequence[str] = PA
     _refuse_shared_speakers(found)
 
     paths = [path for part in found.values() for path in part.flacs.values()]
-    unreadable = dict(zip(paths, each(_trouble, paths, nj, "LibriSpeech: FLAC"), strict=True))
+    unreadable = dict(zip(paths, map_in_processes(_trouble, paths, nj, "LibriSpeech: FLAC"), strict=True))
     genders = _genders(corpus / "SPEAKERS.TXT")
-    for part, (flacs, text, spoilt) in found.items():
+    for part, (flacs, text, bad_transcripts) in found.items():
         broken = {utterance: f"{flacs[utterance]} has no transcript" for utterance in flacs.keys() - text.keys()}
         broken |= {utterance: "a transcript without a FLAC" for utterance in text.keys() - flacs.keys()}
-        broken |= spoilt
+        broken |= bad_transcripts
         broken |= {utterance: trouble for utterance, path in flacs.items() if (trouble := unreadable[path])}
         datadir.leave_out_broken(str(corpus / part), broken, len(flacs.keys() | text.keys()))
         tables: datadir.Tables = {
@@ -133,7 +134,7 @@ def prepare(corpus_dir: Path, data_dir: Path, nj: int, parts: Sequence[str] = PA
         if not lacking:
             tables["spk2gender"] = {speaker: genders[speaker.split("-")[0]] for speaker in speakers}
         elif genders:
-            logger.warning("%s: no spk2gender, SPEAKERS.TXT lacks %s", part, datadir.some(lacking))
+            logger.warning("%s: no spk2gender, SPEAKERS.TXT lacks %s", part, datadir.first_few(lacking))
         datadir.save(data_dir / _set(part), datadir.keep(tables, text.keys() - broken.keys()))
     dev = [data_dir / _set(part) for part in parts if part.startswith("dev-")]
     if dev:
@@ -154,8 +155,8 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RecipeError(f"{folder}: no space left; LibriSpeech-100 needs about 15 GB") from None
-        raise RecipeError(f"{error.filename or folder}: {error.strerror or error}") from None
+            raise UserError(f"{folder}: no space left; LibriSpeech-100 needs about 15 GB") from None
+        raise UserError(f"{error.filename or folder}: {error.strerror or error}") from None
 
 
 def _fetch(url: str, path: Path) -> None:
@@ -179,12 +180,12 @@ def _fetch(url: str, path: Path) -> None:
     except urllib.error.HTTPError as error:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return  # nothing is left to send: whether the file is whole, its checksum tells
-        raise RecipeError(f"{url}: the server answers {error.code} {error.reason}") from None
+        raise UserError(f"{url}: the server answers {error.code} {error.reason}") from None
     except (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError) as error:
         reason = getattr(error, "reason", None) or error
-        raise RecipeError(f"{url}: {reason}; run again to go on from there") from None
+        raise UserError(f"{url}: {reason}; run again to go on from there") from None
     if size is not None and path.stat().st_size < size:
-        raise RecipeError(f"{url}: cut off after {path.stat().st_size} of {size} bytes; run again to go on from there")
+        raise UserError(f"{url}: cut off after {path.stat().st_size} of {size} bytes; run again to go on from there")
 
 
 def _md5(path: Path) -> str:
@@ -203,14 +204,14 @@ def _unpack(archive: Path, part: str, corpus: Path) -> None:
             tar.extractall(partial, filter="data")
         unpacked = partial / "LibriSpeech"
         if not (unpacked / part).is_dir():
-            raise RecipeError(f"{archive} does not hold LibriSpeech/{part}")
+            raise UserError(f"{archive} does not hold LibriSpeech/{part}")
         for path in unpacked.iterdir():
             if path.is_file():
                 os.replace(path, corpus / path.name)
         (unpacked / part / ".complete").touch()
         os.replace(unpacked / part, corpus / part)
     except (tarfile.TarError, EOFError) as error:
-        raise RecipeError(f"{archive} cannot be unpacked: {error}") from None
+        raise UserError(f"{archive} cannot be unpacked: {error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -225,44 +226,44 @@ class _Part(NamedTuple):
 
     flacs: dict[str, Path]
     text: dict[str, str]
-    spoilt: dict[str, str]
+    bad_transcripts: dict[str, str]
 
 
 def _scan(folder: Path) -> _Part:
     flacs: dict[str, Path] = {}
     text: dict[str, str] = {}
-    spoilt: dict[str, str] = {}
+    bad_transcripts: dict[str, str] = {}
     for chapter in (chapter for reader in _folders(folder) for chapter in _folders(reader)):
         speaker = f"{chapter.parent.name}-{chapter.name}"
         transcripts = chapter / f"{speaker}.trans.txt"
-        new_text = _transcripts(transcripts, spoilt) if transcripts.exists() else {}
+        new_text = _transcripts(transcripts, bad_transcripts) if transcripts.exists() else {}
         new_flacs = {path.stem: path for path in sorted(chapter.iterdir()) if path.suffix.lower() == ".flac"}
         for utterance in [*new_text, *new_flacs]:
             if _speaker(utterance) != speaker:
-                raise RecipeError(f"{chapter}: the utterance {utterance} should be named {speaker}-<number>")
+                raise UserError(f"{chapter}: the utterance {utterance} should be named {speaker}-<number>")
         text |= new_text
         flacs |= new_flacs
     if not text:
-        raise RecipeError(f"{folder} holds no transcripts <reader>/<chapter>/<reader>-<chapter>.trans.txt")
-    return _Part(flacs, text, spoilt)
+        raise UserError(f"{folder} holds no transcripts <reader>/<chapter>/<reader>-<chapter>.trans.txt")
+    return _Part(flacs, text, bad_transcripts)
 
 
-def _transcripts(path: Path, spoilt: dict[str, str]) -> dict[str, str]:
-    """The transcripts of a chapter; what is wrong with one goes into `spoilt`."""
+def _transcripts(path: Path, bad_transcripts: dict[str, str]) -> dict[str, str]:
+    """The transcripts of a chapter; what is wrong with one goes into `bad_transcripts`."""
     text: dict[str, str] = {}
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} is not UTF-8: {error}") from None
+        raise UserError(f"{path} is not UTF-8: {error}") from None
     for line in lines:
         if not line.strip():
             continue
         # At any white space, as ESPnet's readers do: so no id has any.
         utterance, words = (*line.strip().split(maxsplit=1), "")[:2]
         if utterance in text:
-            spoilt[utterance] = f"{path} has it twice"
+            bad_transcripts[utterance] = f"{path} has it twice"
         elif not words:
-            spoilt[utterance] = f"{path} has no words for it"
+            bad_transcripts[utterance] = f"{path} has no words for it"
         text[utterance] = words
     return text
 
@@ -274,7 +275,7 @@ def _refuse_shared_speakers(found: Mapping[str, _Part]) -> None:
         for speaker in sorted({_speaker(utterance) for utterance in flacs.keys() | text.keys()}):
             if part_of.setdefault(speaker, part) != part:
                 reader, _, chapter = speaker.partition("-")
-                raise RecipeError(f"{part_of[speaker]} and {part} both hold chapter {chapter} of the reader {reader}")
+                raise UserError(f"{part_of[speaker]} and {part} both hold chapter {chapter} of the reader {reader}")
 
 
 def _trouble(path: Path) -> str:

@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import soxr
 
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.files import write_text
+from espnet_mla.common.workers import map_in_processes
 from espnet_mla.recipe.audio import encoded
-from espnet_mla.recipe.files import RecipeError, write_text
-from espnet_mla.recipe.workers import each
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def synthesise(corpus_dir: Path, seed: int = 0, nj: int = 2, sizes: Mapping[str,
         sizes: utterances of each part.
 
     Raises:
-        RecipeError: corpus_dir holds a LibriSpeech that was not made here, or espeakng-loader does not work.
+        UserError: corpus_dir holds a LibriSpeech that was not made here, or espeakng-loader does not work.
     """
     corpus = corpus_dir / "LibriSpeech"
     marker = {"version": VERSION, "seed": seed, "sizes": dict(sizes)}
@@ -84,14 +85,14 @@ def synthesise(corpus_dir: Path, seed: int = 0, nj: int = 2, sizes: Mapping[str,
         logger.info("%s is there already", corpus)
         return
     if corpus.exists() and not _made_here(corpus):
-        raise RecipeError(f"{corpus} is not a mini corpus and is not overwritten: name another folder")
+        raise UserError(f"{corpus} is not a mini corpus and is not overwritten: name another folder")
     _load_espeak()  # says what is missing before any process is started
 
     corpus_dir.mkdir(parents=True, exist_ok=True)
     partial = corpus_dir / f".LibriSpeech.{os.getpid()}.partial"
     try:
         readers = _plan(partial, seed, sizes)
-        seconds = list(each(_speak, readers, nj, f"{corpus}: readers", fresh=True))
+        seconds = list(map_in_processes(_speak, readers, nj, f"{corpus}: readers", fresh=True))
         write_text(partial / "SPEAKERS.TXT", _speakers_txt(readers, seconds))
         write_text(partial / ".complete", json.dumps(marker) + "\n")
         shutil.rmtree(corpus, ignore_errors=True)
@@ -164,7 +165,7 @@ def _speak(reader: _Reader) -> float:
     try:
         return sum(_speak_chapter(reader, number, start, espeak) for number, start in enumerate(starts, 1))
     except OSError as error:
-        raise RecipeError(f"cannot write {reader.folder}: {error}") from None
+        raise UserError(f"cannot write {reader.folder}: {error}") from None
 
 
 def _speak_chapter(reader: _Reader, number: int, start: int, espeak: "_Espeak") -> float:
@@ -190,10 +191,10 @@ class _Espeak:
         self._library, data = _load_espeak()
         self.fs = self._library.espeak_Initialize(ESPEAK_SYNCHRONOUS, 0, os.fsencode(data), 0)
         if self.fs <= 0:
-            raise RecipeError(f"eSpeak NG does not start with its data in {data}")
+            raise UserError(f"eSpeak NG does not start with its data in {data}")
         self._library.espeak_ng_SetRandSeed(0)  # breath is noise, which the clock would seed
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise RecipeError(f"eSpeak NG in {data} has no voice {voice}")
+            raise UserError(f"eSpeak NG in {data} has no voice {voice}")
         self._chunks: list[np.ndarray] = []
         callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
         self._callback = callback(self._receive)  # kept, since the library holds no reference that Python knows of
@@ -207,7 +208,7 @@ class _Espeak:
         self._library.espeak_SetParameter(ESPEAK_PITCH, utterance.pitch, 0)
         failed = self._library.espeak_Synth(text, len(text) + 1, 0, 0, 0, ESPEAK_UTF8, None, None)
         if failed or not self._chunks:
-            raise RecipeError(f"eSpeak NG says nothing for {utterance.text!r} (status {failed})")
+            raise UserError(f"eSpeak NG says nothing for {utterance.text!r} (status {failed})")
         return np.concatenate(self._chunks)
 
     def _receive(self, samples, number: int, _events) -> int:
@@ -224,7 +225,7 @@ def _load_espeak() -> tuple[ctypes.CDLL, str]:
         library = ctypes.CDLL(espeakng_loader.get_library_path())
         data = espeakng_loader.get_data_path()
     except (ImportError, OSError, RuntimeError) as error:
-        raise RecipeError(f"the mini corpus needs the pip package espeakng-loader: {error}") from None
+        raise UserError(f"the mini corpus needs the pip package espeakng-loader: {error}") from None
     library.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
     library.espeak_Initialize.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
     library.espeak_Synth.argtypes = [

@@ -1,20 +1,14 @@
 """What may be asked of the recipe: the options of ESPnet's asr.sh as tables, and the parser that reads them."""
 
 import difflib
-import os
-import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from espnet_mla.recipe.files import RecipeError
-
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class UsageError(RecipeError):
-    """An option that does not exist, or a value that it cannot have."""
+from espnet_mla.common.errors import UsageError
+from espnet_mla.common.machine import CORES
+from espnet_mla.common.units import hertz
 
 
 @dataclass(frozen=True)
@@ -160,15 +154,6 @@ def parse(arguments: Sequence[str]) -> SimpleNamespace:
             raise UsageError(f"--{name} {value} is not performed here. {NEEDS_ESPNET}")
     _check_together(settings)
     return settings
-
-
-def hertz(text: str) -> int:
-    """The sampling rate that `--fs` names: 16k and 16000 are the same."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(k?)", text, re.IGNORECASE)
-    rate = float(match[1]) * (1000 if match[2] else 1) if match else 0
-    if rate < 1 or rate != int(rate):
-        raise UsageError(f"--fs {text} is not a sampling rate in Hz, such as 16k or 16000")
-    return int(rate)
 
 
 def help_text() -> str:

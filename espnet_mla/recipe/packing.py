@@ -10,12 +10,12 @@ from pathlib import Path
 import yaml
 
 import espnet_mla
-from espnet_mla.pretrained import VERSION_FILE, unpack
-from espnet_mla.recipe.files import RecipeError
+from espnet_mla.common.errors import UsageError, UserError
+from espnet_mla.common.log import log
+from espnet_mla.common.units import hertz
 from espnet_mla.recipe.layout import Layout
-from espnet_mla.recipe.options import UsageError, hertz
-from espnet_mla.recipe.report import log
-from espnet_mla.transcribe import DECODING
+from espnet_mla.trained.decoding import DECODING
+from espnet_mla.trained.names import VERSION_FILE, unpack
 
 TAGS = ("espnet", "audio", "automatic-speech-recognition")
 
@@ -131,7 +131,7 @@ def check_upload(layout: Layout) -> None:
 
     Raises:
         UsageError: --hf_repo is missing, or no name that a repository can have.
-        RecipeError: there is no token.
+        UserError: there is no token.
     """
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
@@ -145,7 +145,7 @@ def check_upload(layout: Layout) -> None:
     except HFValidationError as error:
         raise UsageError(f"--hf_repo {repo!r}: owner/name on the Hugging Face hub is needed: {error}") from None
     if not layout.settings.hf_dry_run and get_token() is None:
-        raise RecipeError(
+        raise UserError(
             "stage 15 needs a token of the Hugging Face hub: set HF_TOKEN, or log in once with `hf auth login`; "
             "--hf_dry_run true needs none"
         )
@@ -155,11 +155,11 @@ def upload(layout: Layout) -> None:
     """Stage 15: unpack the archive into `layout.hf_folder` and upload that folder, unless `--hf_dry_run` is true.
 
     Raises:
-        RecipeError: the hub can't be reached, or refuses; or the folder is a git clone.
+        UserError: the hub can't be reached, or refuses; or the folder is a git clone.
     """
     repo, folder = layout.settings.hf_repo, layout.hf_folder
     if (folder / ".git").exists():
-        raise RecipeError(f"{folder} is a git clone, made by ESPnet's own asr.sh: push it with git, or move it away")
+        raise UserError(f"{folder} is a git clone, made by ESPnet's own asr.sh: push it with git, or move it away")
     unpack(layout.packed_model, folder)
     card = folder / "README.md"  # says how to use the archive; on the hub it is the repository
     card.write_text(card.read_text(encoding="utf-8").replace(layout.packed_model.name, repo), encoding="utf-8")
@@ -177,7 +177,7 @@ def upload(layout: Layout) -> None:
         refused = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
         what = "refused the token (HF_TOKEN, or `hf auth login`)" if refused else "did not take it"
         said = " ".join(str(error).split())
-        raise RecipeError(f"--hf_repo {repo}: {api.endpoint} {what}, {folder} stays for --stage 15: {said}") from None
+        raise UserError(f"--hf_repo {repo}: {api.endpoint} {what}, {folder} stays for --stage 15: {said}") from None
     log(f"Uploaded to {api.endpoint}/{repo}")
 
 
@@ -203,7 +203,7 @@ def _decoding_options(layout: Layout) -> dict[str, object]:
     try:
         given = vars(get_parser().parse_args(command))
     except SystemExit:  # argparse has said why
-        raise RecipeError(
+        raise UserError(
             f"--inference_args {settings.inference_args} or --inference_config {settings.inference_config}: see above"
         ) from None
     defaults = inspect.signature(Speech2Text).parameters.values()
@@ -216,8 +216,8 @@ def _kept(layout: Layout) -> str:
     from espnet2.tasks.asr import ASRTask
 
     from espnet_mla.attention import ATTENTIONS
-    from espnet_mla.measure import caches
-    from espnet_mla.measure.encoding import encoder_of
+    from espnet_mla.models import caches
+    from espnet_mla.models.encoding import encoder_of
 
     espnet_mla.register()
     model, _ = ASRTask.build_model_from_file(layout.asr_exp / "config.yaml", layout.asr_model, "cpu")

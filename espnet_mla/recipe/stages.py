@@ -12,13 +12,14 @@ from typing import IO
 
 import yaml
 
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.files import check_space, write_text
+from espnet_mla.common.lock import lock, unlock
+from espnet_mla.common.log import log
+from espnet_mla.common.processes import die_with_parent
+from espnet_mla.common.units import duration, hertz
 from espnet_mla.recipe import audio, decoding, packing, tokens, training
-from espnet_mla.recipe.files import RecipeError, check_space, write_text
 from espnet_mla.recipe.layout import Layout
-from espnet_mla.recipe.lock import lock, unlock
-from espnet_mla.recipe.options import hertz
-from espnet_mla.recipe.orphans import die_with_parent
-from espnet_mla.recipe.report import duration, log
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def perform(layout: Layout) -> None:
     """Perform the stages that `layout` asks for.
 
     Raises:
-        RecipeError: something is missing or wrong; what was done until then stays.
+        UserError: something is missing or wrong; what was done until then stays.
     """
     began = time.monotonic()
     check(layout)
@@ -74,7 +75,7 @@ def _check_inputs(layout: Layout, number: int) -> None:
     for path, maker in STAGES[number].needs(layout).items():
         if not path.exists():
             skipped = " and do not skip it" if maker in layout.skipped else ""
-            raise RecipeError(
+            raise UserError(
                 f"stage {number} needs {path}, which stage {maker} makes: start with --stage {maker}{skipped}"
             )
 
@@ -83,14 +84,14 @@ def check(layout: Layout) -> None:
     """Find before any work what would fail after hours: a configuration that is not there, a GPU that is not there.
 
     Raises:
-        RecipeError: as above.
+        UserError: as above.
     """
     settings = layout.settings
     for name in ("asr_config", "inference_config"):
         if getattr(settings, name):
             _check_config(name, Path(getattr(settings, name)))
     if settings.nlsyms_txt != "none" and not Path(settings.nlsyms_txt).is_file():
-        raise RecipeError(f"--nlsyms_txt {settings.nlsyms_txt} does not exist")
+        raise UserError(f"--nlsyms_txt {settings.nlsyms_txt} does not exist")
     if 15 in layout.performed:
         packing.check_upload(layout)
     wanted = {"ngpu": settings.ngpu if 11 in layout.performed else 0,
@@ -100,20 +101,20 @@ def check(layout: Layout) -> None:
         for name, count in wanted.items():
             if count > visible:
                 given, cpu = (count, 0) if name == "ngpu" else ("true", "false")
-                raise RecipeError(f"--{name} {given}: {visible} GPUs are visible; --{name} {cpu} takes the CPU")
+                raise UserError(f"--{name} {given}: {visible} GPUs are visible; --{name} {cpu} takes the CPU")
 
 
 def _check_config(name: str, path: Path) -> None:
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else Path("conf")
         there = sorted(str(other) for other in folder.glob("*.yaml"))
-        raise RecipeError(f"--{name} {path} does not exist; there are: {', '.join(there) or f'none in {folder}/'}")
+        raise UserError(f"--{name} {path} does not exist; there are: {', '.join(there) or f'none in {folder}/'}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"--{name} {path} is not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"--{name} {path} is not YAML: {' '.join(str(error).split())}") from None
     if content is not None and not isinstance(content, dict):
-        raise RecipeError(f"--{name} {path} must hold `key: value` lines")
+        raise UserError(f"--{name} {path} must hold `key: value` lines")
 
 
 def _gpus() -> int:
@@ -126,14 +127,14 @@ def _gpus() -> int:
 def _prepare(layout: Layout) -> None:
     script = Path("local/data.sh")
     if not script.exists():
-        raise RecipeError(f"{script} does not exist: run in the folder of a recipe, as egs2/librispeech_100/asr1 is")
+        raise UserError(f"{script} does not exist: run in the folder of a recipe, as egs2/librispeech_100/asr1 is")
     done = subprocess.run(
         [str(script), *layout.settings.local_data_opts.split()],
         check=False,
         preexec_fn=partial(die_with_parent, os.getpid()),
     )
     if done.returncode:
-        raise RecipeError(f"{script} {layout.settings.local_data_opts}".rstrip() + " failed, see above")
+        raise UserError(f"{script} {layout.settings.local_data_opts}".rstrip() + " failed, see above")
 
 
 def _perturb_speed(layout: Layout) -> None:

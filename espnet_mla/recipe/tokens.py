@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from espnet_mla.recipe.files import RecipeError, replacing, write_text
-from espnet_mla.recipe.jobs import run_jobs
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.files import replacing, write_text
+from espnet_mla.common.jobs import run_jobs
 from espnet_mla.recipe.layout import Layout
 
 
@@ -16,7 +17,7 @@ def make_token_list(layout: Layout) -> None:
     """Write `layout.token_list`; for BPE also train.txt, bpe.model and bpe.vocab beside it.
 
     Raises:
-        RecipeError: there is no text, or the text does not allow a vocabulary of `--nbpe`.
+        UserError: there is no text, or the text does not allow a vocabulary of `--nbpe`.
     """
     TOKEN_LISTS[layout.settings.token_type](layout)
 
@@ -27,7 +28,7 @@ def _bpe(layout: Layout) -> None:
     settings, bpedir = layout.settings, layout.bpedir
     sentences = [words for path in layout.bpe_train_text for words in _sentences(path)]
     if not sentences:
-        raise RecipeError(f"--bpe_train_text {' '.join(map(str, layout.bpe_train_text))} holds no text")
+        raise UserError(f"--bpe_train_text {' '.join(map(str, layout.bpe_train_text))} holds no text")
     train_text = bpedir / "train.txt"
     write_text(train_text, "".join(f"{words}\n" for words in sentences))
 
@@ -94,9 +95,9 @@ def _symbols(given: str) -> list[str]:
     return [symbol for symbol in given.split(",") if symbol]
 
 
-def _vocabulary_error(nbpe: int, said: str) -> RecipeError:
+def _vocabulary_error(nbpe: int, said: str) -> UserError:
     if largest := re.search(r"too high.*<= (\d+)", said, re.DOTALL):
-        return RecipeError(f"--nbpe {nbpe} is more than the training text allows: at most {largest[1]} is possible")
+        return UserError(f"--nbpe {nbpe} is more than the training text allows: at most {largest[1]} is possible")
     if smallest := re.search(r"smaller than required_chars\. \d+ vs (\d+)", said):
-        return RecipeError(f"--nbpe {nbpe} is less than the characters of the text: at least {smallest[1]} is needed")
-    return RecipeError(f"--nbpe {nbpe}: sentencepiece says: {said}")
+        return UserError(f"--nbpe {nbpe} is less than the characters of the text: at least {smallest[1]} is needed")
+    return UserError(f"--nbpe {nbpe}: sentencepiece says: {said}")

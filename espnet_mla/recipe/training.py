@@ -12,10 +12,11 @@ from types import SimpleNamespace
 
 import yaml
 
-from espnet_mla.recipe.files import RecipeError, write_text
-from espnet_mla.recipe.jobs import Followed, count_lines, run_jobs, split_table, threads_for
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.files import write_text
+from espnet_mla.common.jobs import Followed, count_lines, run_jobs, split_table, threads_for
+from espnet_mla.common.log import log
 from espnet_mla.recipe.layout import Layout, data_type
-from espnet_mla.recipe.report import log
 
 NO_STEP = "The gradients at all steps are invalid in this epoch"  # asr_train's words
 
@@ -69,7 +70,7 @@ def train(layout: Layout) -> None:
     write_resume_script(layout, asr_exp, 11)
 
     train_log = asr_exp / "train.log"
-    runner = shlex.join([sys.executable, "-m", "espnet_mla.recipe.jobs", "--name", str(train_log)])
+    runner = shlex.join([sys.executable, "-m", "espnet_mla.common.jobs", "--name", str(train_log)])
     # launch, like the joining of statistics, builds no model: it needs no plugin.
     command = [
         sys.executable, "-m", "espnet2.bin.launch",
@@ -109,7 +110,7 @@ def train(layout: Layout) -> None:
         run_jobs([command], [launch_log], what="training", threads=threads, watch=tell_epochs, telling_log=train_log)
     if stopped:
         # asr_train ends without an error then, and what it leaves looks like a trained model.
-        raise RecipeError(
+        raise UserError(
             "training stopped: no batch of an epoch led to a step. Either no gradient was finite, or accum_grad is "
             f"more than the batches of an epoch; log: {train_log}"
         )

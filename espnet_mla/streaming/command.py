@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from espnet_mla.recipe.files import RecipeError
-from espnet_mla.transcribe import device_of, read
+from espnet_mla.common.errors import UserError
+from espnet_mla.trained.audio import read
+from espnet_mla.trained.options import device_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             **{name: value for name, value in given.items() if value is not None},
         )
         heard = _listened(recogniser, _pieces(options.audio, recogniser.pool.fs), options)
-    except (RecipeError, ValueError) as error:
+    except (UserError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -143,15 +144,15 @@ def _pieces(audio: str, rate: int) -> Iterator["np.ndarray"]:
     """The samples of a file, at the model's rate, or of the standard input, as it comes.
 
     Raises:
-        RecipeError: the file can't be read.
+        UserError: the file can't be read.
     """
     import numpy as np
 
     if audio != STDIN:
         try:
             samples = read(audio, rate)
-        except RecipeError as error:
-            raise RecipeError(f"{audio}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{audio}: {error}") from None
         size = round(PIECE * rate)
         yield from (samples[begin : begin + size] for begin in range(0, len(samples), size))
         return

@@ -10,12 +10,12 @@ from espnet2.asr.espnet_model import ESPnetASRModel
 from torch import Tensor, nn
 
 import espnet_mla
+from espnet_mla.models import features
 from espnet_mla.models.chunked import StreamState
 from espnet_mla.models.streaming import StreamingEncoder
-from espnet_mla.streaming import features
 from espnet_mla.streaming.search import Prefix, PrefixBeam
 from espnet_mla.streaming.stream import PooledStream
-from espnet_mla.trained import sampling_rate
+from espnet_mla.trained.model import sampling_rate
 
 if TYPE_CHECKING:
     from espnet2.bin.asr_inference import Speech2Text
@@ -45,7 +45,7 @@ class StreamPool:
 
     Raises:
         ValueError: the model can't be heard piece by piece, or an option is wrong; the message says which key is missing.
-        RecipeError: as `espnet_mla.from_pretrained`.
+        UserError: as `espnet_mla.from_pretrained`.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class StreamPool:
         """The prefix that CTC and decoder together score best, and its score."""
         scored = []
         for some in batched(beam.best, AT_ONCE):
-            tokens = [torch.tensor(beam.heard(prefix).tokens, dtype=torch.long) for prefix, _ in some]
+            tokens = [torch.tensor(beam.hypothesis(prefix).tokens, dtype=torch.long) for prefix, _ in some]
             labels = nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=self.model.ignore_id)
             lengths = torch.tensor(list(map(len, tokens)))
             frames = torch.full((len(some),), len(encoded))

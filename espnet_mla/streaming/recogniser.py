@@ -30,7 +30,7 @@ class StreamingSpeech2Text:
         fs: Hz of the audio, which is resampled where the model has another; default the model's.
 
     Raises:
-        ValueError, RecipeError: as `StreamPool`.
+        ValueError, UserError: as `StreamPool`.
     """
 
     def __init__(self, model: "Speech2Text | str | Path", *, fs: int | None = None, **options: object):

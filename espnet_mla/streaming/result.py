@@ -20,18 +20,18 @@ class Result:
 
     def __init__(self, pool: "StreamPool", beam: PrefixBeam, prefix: Prefix, score: float, final: bool):
         self._pool, self.score, self.final = pool, score, final
-        self._heard = beam.heard(prefix)
-        self.settled = len(self._heard) if final else self._heard.settled
+        self._hypothesis = beam.hypothesis(prefix)
+        self.settled = len(self._hypothesis) if final else self._hypothesis.settled
 
     @property
     def tokens(self) -> list[str]:
         """The tokens."""
-        return self._pool.speech2text.converter.ids2tokens(self._heard.tokens)
+        return self._pool.speech2text.converter.ids2tokens(self._hypothesis.tokens)
 
     @property
     def times(self) -> list[float]:
         """Where each token was most probably begun, in seconds from the beginning of the stream."""
-        return [frame * self._pool.frame_seconds for frame in self._heard.frames]
+        return [frame * self._pool.frame_seconds for frame in self._hypothesis.frames]
 
     @cached_property
     def text(self) -> str:
@@ -41,7 +41,7 @@ class Result:
     def text_from(self, token: int) -> str:
         """The text of the tokens from that number on: of a long stream what is new, if that was the number settled."""
         tokens, tokenizer = (
-            self._pool.speech2text.converter.ids2tokens(self._heard.tokens[token:]),
+            self._pool.speech2text.converter.ids2tokens(self._hypothesis.tokens[token:]),
             self._pool.speech2text.tokenizer,
         )
         text = tokenizer.tokens2text(tokens) if tokenizer is not None else " ".join(tokens)

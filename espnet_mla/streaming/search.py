@@ -62,7 +62,7 @@ class Prefix:
         return reversed(path)
 
 
-class Heard:
+class Hypothesis:
     """The tokens of a prefix as they are now, and the frames that they begin at.
 
     Args:
@@ -117,9 +117,9 @@ class PrefixBeam:
         """The prefixes and their log probabilities, the most probable first."""
         return [(prefix, _add(*both)) for prefix, both in self._hypotheses.items()]
 
-    def heard(self, prefix: Prefix) -> Heard:
+    def hypothesis(self, prefix: Prefix) -> Hypothesis:
         """The tokens of a prefix of `best`."""
-        return Heard(self._settled, prefix)
+        return Hypothesis(self._settled, prefix)
 
     def extend(self, log_probs: Tensor) -> None:
         """Take in the frames log_probs (time, tokens)."""

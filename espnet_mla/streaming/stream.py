@@ -11,7 +11,7 @@ from torch import Tensor
 
 from espnet_mla.attention import ALL
 from espnet_mla.models.chunked import StreamState
-from espnet_mla.streaming.features import StreamingFeatures
+from espnet_mla.models.features import StreamingFeatures
 from espnet_mla.streaming.result import Result
 from espnet_mla.streaming.search import PrefixBeam
 
@@ -95,7 +95,7 @@ class PooledStream:
     def _missing(self) -> float:
         """How many features the next chunk still needs."""
         size = self.state.chunks.size
-        return math.inf if size == ALL else self.pool.encoder.features_of(size) - len(self.state.features[0])
+        return math.inf if size == ALL else self.pool.encoder.input_frames(size) - len(self.state.features[0])
 
     def _next(self) -> tuple[Tensor, bool]:
         """The features of the next chunk, or as many as there are at the end; and whether that is the end."""

@@ -15,4 +15,4 @@ cd "$(dirname "$0")"
 
 . ./path.sh
 
-exec python3 -m espnet_mla.recipe.baselines "$@"
+exec python3 -m espnet_mla.baselines "$@"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from espnet_mla.recipe.report import duration
+from espnet_mla.common.units import duration
 
 WIDTH = 26  # of the names
 

@@ -24,3 +24,14 @@ def die_with_parent(parent: int | None = None) -> None:
     now = os.getppid()
     if now == 1 if parent is None else now != parent:  # it ended before
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end this process as Ctrl-C does, so that the commands it started end with it."""
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, end)

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from espnet_mla.recipe import wavscp
-from espnet_mla.recipe.files import RecipeError, read_table
+from espnet_mla.common import wavscp
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,15 @@ class Speech:
         """Each utterance with its samples, (time,).
 
         Raises:
-            RecipeError: audio is missing, broken or of another rate.
+            UserError: audio is missing, broken or of another rate.
         """
         for key, entry in self.entries.items():
             try:
                 samples, rate = wavscp.read(entry)
-            except RecipeError as error:
-                raise RecipeError(f"{self.path}: {key}: {error}") from None
+            except UserError as error:
+                raise UserError(f"{self.path}: {key}: {error}") from None
             if rate != self.rate:
-                raise RecipeError(f"{self.path}: {key}: {entry} has {rate} Hz, but the model takes {self.rate} Hz")
+                raise UserError(f"{self.path}: {key}: {entry} has {rate} Hz, but the model takes {self.rate} Hz")
             yield key, torch.from_numpy(samples)
 
 
@@ -50,15 +51,13 @@ def choose(path: Path, utterances: int, rate: int) -> Speech:
         rate: Hz that the model takes.
 
     Raises:
-        RecipeError: the file is missing or holds nothing.
+        UserError: the file is missing or holds nothing.
     """
     table = read_table(path)
     if path.with_name("segments").exists():
-        raise RecipeError(
-            f"{path} is of whole recordings, by segments beside it: give the one that stage 3 makes of it"
-        )
+        raise UserError(f"{path} is of whole recordings, by segments beside it: give the one that stage 3 makes of it")
     if not table:
-        raise RecipeError(f"{path} holds no utterance")
+        raise UserError(f"{path} holds no utterance")
     keys = list(table)
     number = min(utterances, len(keys))
     return Speech(

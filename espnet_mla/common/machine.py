@@ -1,9 +1,13 @@
-"""What this machine is called, for logs and figures."""
+"""What this machine has and is called, for jobs, logs and figures."""
 
+import os
 import platform
 import re
 import subprocess
 from pathlib import Path
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+"""Cores that this process may use."""
 
 
 def processor() -> str:

@@ -1,6 +1,6 @@
 """Commands run side by side on this machine, each with a log file of the form that Kaldi's run.pl writes.
 
-`python -m espnet_mla.recipe.jobs [--gpu N] [--name NAME] LOG COMMAND...` runs one command as `run.pl` would: it is what
+`python -m espnet_mla.common.jobs [--gpu N] [--name NAME] LOG COMMAND...` runs one command as `run.pl` would: it is what
 `espnet2.bin.launch` takes as `--cmd`.
 """
 
@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from espnet_mla.recipe.files import RecipeError
-from espnet_mla.recipe.machine import gpus, processor
-from espnet_mla.recipe.options import CORES
-from espnet_mla.recipe.orphans import die_with_parent
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.machine import CORES, gpus, processor
+from espnet_mla.common.processes import die_with_parent, end_on_signals
 
 POLL_SECONDS = 0.2
 TAIL_LINES = 25
@@ -38,7 +37,7 @@ class Job:
         self.started = time.monotonic()
         running_on = f"{processor()}, {CORES} cores, {environment(threads).get('OMP_NUM_THREADS', CORES)} threads"
         running_on += f", {ngpu} x {next(iter(gpus()), 'GPU')}" if ngpu else ""
-        self._write(f"# {shlex.join(command)}\n# Running on {running_on}\n# Started at {time.ctime()}\n#\n")
+        self._write(f"# {shlex.join(command)}\n# ChunkStep on {running_on}\n# Started at {time.ctime()}\n#\n")
         try:
             self.process = subprocess.Popen(
                 command, stdout=self.output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
@@ -47,7 +46,7 @@ class Job:
             )  # fmt: skip
         except OSError as error:
             self.output.close()
-            raise RecipeError(f"{command[0]} cannot be run: {error.strerror}") from None
+            raise UserError(f"{command[0]} cannot be run: {error.strerror}") from None
 
     def finished(self) -> int | None:
         """The exit status, or None while the command runs."""
@@ -90,7 +89,7 @@ def run_jobs(
     `telling_log` is what an error shows, where that is another file than the log of the command that failed.
 
     Raises:
-        RecipeError: a command failed; the message names its log and shows how it ends.
+        UserError: a command failed; the message names its log and shows how it ends.
     """
     jobs: list[Job] = []
     try:
@@ -113,7 +112,7 @@ def run_jobs(
             job.stop()
 
 
-def failure(what: str, status: int, log: Path) -> RecipeError:
+def failure(what: str, status: int, log: Path) -> UserError:
     """The error for a command that ended with `status`: where its log is, and the log's last lines."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     said = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
@@ -121,7 +120,7 @@ def failure(what: str, status: int, log: Path) -> RecipeError:
     because = f": {said[-1]}" if said and re.match(r"[\w.]+(Error|Exception): .", said[-1]) else ""
     reason = f"signal {-status}" if status < 0 else f"exit status {status}"
     ending = "".join(f"\n    {line}" for line in said[-TAIL_LINES:])
-    return RecipeError(f"{what}{because} ({reason}; log: {log})" + (f"\nThe log ends:{ending}" if ending else ""))
+    return UserError(f"{what}{because} ({reason}; log: {log})" + (f"\nThe log ends:{ending}" if ending else ""))
 
 
 def environment(threads: int | None) -> dict[str, str]:
@@ -172,17 +171,6 @@ class Followed:
         yield from whole.decode("utf-8", errors="replace").splitlines()
 
 
-def end_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end this process as Ctrl-C does, so that the commands it started end with it."""
-
-    def end(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, end)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command as Kaldi's run.pl does: options with a value each, the log, the command."""
     rest = list(sys.argv[1:] if arguments is None else arguments)
@@ -191,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ngpu = int(rest[1]) if rest[0] == "--gpu" else ngpu
         del rest[:2]
     if len(rest) < 2:
-        print("usage: python -m espnet_mla.recipe.jobs [--gpu N] [--name NAME] LOG COMMAND...", file=sys.stderr)
+        print("usage: python -m espnet_mla.common.jobs [--gpu N] [--name NAME] LOG COMMAND...", file=sys.stderr)
         return 2
     end_on_signals()
     die_with_parent()

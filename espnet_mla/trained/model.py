@@ -12,9 +12,10 @@ from espnet2.tasks.asr import ASRTask
 from espnet2.torch_utils.safe_torch_load import safe_torch_load
 from torch import Tensor, nn
 
-from espnet_mla.pretrained import MODEL_FILE, locate, mapping, recipe_folder, with_files
-from espnet_mla.recipe.files import RecipeError
-from espnet_mla.recipe.options import hertz
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.units import hertz
+from espnet_mla.common.yaml_files import read_mapping
+from espnet_mla.trained.names import MODEL_FILE, locate, recipe_folder, with_files
 
 if TYPE_CHECKING:
     from espnet2.bin.asr_inference import Speech2Text
@@ -41,15 +42,15 @@ class Source:
         """ESPnet's model, for inference, and its configuration with whole paths.
 
         Raises:
-            RecipeError: a file is missing or broken, or model and configuration do not fit.
+            UserError: a file is missing or broken, or model and configuration do not fit.
         """
         config = with_files(self.config, self.root)
         state = _state(self.model_file)
         model, args = build(config, str(self.config_file))
         if wrong := _load(model, state):
-            raise RecipeError(f"{self.model_file} does not fit {self.config_file}: {wrong}")
+            raise UserError(f"{self.model_file} does not fit {self.config_file}: {wrong}")
         if model.frontend is None:
-            raise RecipeError(f"{self.config_file}: frontend: null: this model takes features, here only audio is read")
+            raise UserError(f"{self.config_file}: frontend: null: this model takes features, here only audio is read")
         return model.eval(), args
 
     def speech2text(self, **options: object) -> "Speech2Text":
@@ -76,7 +77,7 @@ def find(config_file: str | None, model_file: str | None, model_tag: str | None)
         model_tag: a folder, an archive or owner/name on the hub.
 
     Raises:
-        RecipeError: a file is missing, or the configuration is broken; or as `espnet_mla.from_pretrained`.
+        UserError: a file is missing, or the configuration is broken; or as `espnet_mla.from_pretrained`.
     """
     if model_tag:
         root, files, packed = locate(model_tag, MODEL_FILE, "--asr_model_file")
@@ -86,11 +87,9 @@ def find(config_file: str | None, model_file: str | None, model_tag: str | None)
         config = Path(config_file or model.parent / "config.yaml")
         for path in (model, config):
             if not path.is_file():
-                raise RecipeError(
-                    f"{path} is a folder: a file is needed" if path.is_dir() else f"{path} does not exist"
-                )
+                raise UserError(f"{path} is a folder: a file is needed" if path.is_dir() else f"{path} does not exist")
         root, packed = recipe_folder(config), False
-    return Source(mapping(config), config, model, root, packed)
+    return Source(read_mapping(config), config, model, root, packed)
 
 
 def sampling_rate(config: Mapping) -> int:
@@ -105,7 +104,7 @@ def build(config: dict, name: str) -> tuple[nn.Module, Namespace]:
         name: of the configuration, for messages.
 
     Raises:
-        RecipeError: ESPnet can't build it.
+        UserError: ESPnet can't build it.
     """
     config = {**config, "init": None}  # an old way of initialising may not be known any more
     with tempfile.TemporaryDirectory() as scratch:
@@ -114,10 +113,10 @@ def build(config: dict, name: str) -> tuple[nn.Module, Namespace]:
         try:
             return ASRTask.build_model_from_file(path)
         except OSError as error:
-            raise RecipeError(f"{name}: {error}; an experiment needs its recipe's folder") from None
+            raise UserError(f"{name}: {error}; an experiment needs its recipe's folder") from None
         except Exception as error:  # constructors and type checks raise whatever they raise
             what = " ".join(str(error).split())
-            raise RecipeError(f"{name}: ESPnet cannot build the model: {type(error).__name__}: {what}") from None
+            raise UserError(f"{name}: ESPnet cannot build the model: {type(error).__name__}: {what}") from None
 
 
 def _state(path: Path) -> dict[str, Tensor]:
@@ -125,13 +124,13 @@ def _state(path: Path) -> dict[str, Tensor]:
     try:
         state = safe_torch_load(path, map_location="cpu")
     except Exception as error:  # torch.load raises whatever its readers raise
-        raise RecipeError(f"{path} holds no model that can be loaded: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path} holds no model that can be loaded: {str(error).splitlines()[0]}") from None
     for wrapper in ("module", "state_dict"):
         state = state.get(wrapper, state) if isinstance(state, Mapping) else state
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise RecipeError(f"{path} holds no model: a file with parameters alone is needed, such as {MODEL_FILE}")
+        raise UserError(f"{path} holds no model: a file with parameters alone is needed, such as {MODEL_FILE}")
     if broken := [name for name, value in state.items() if not value.isfinite().all()]:
-        raise RecipeError(f"{path}: {broken[0]} has values that are not finite numbers")
+        raise UserError(f"{path}: {broken[0]} has values that are not finite numbers")
     return dict(state)
 
 

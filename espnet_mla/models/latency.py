@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from espnet_mla.attention import Chunks
-from espnet_mla.streaming import features
+from espnet_mla.models import features
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,6 @@ def latency(model: nn.Module, fs: int, chunks: Chunks) -> Latency:
     features.check(model.frontend, model.normalize)
     stft, (rate, _) = model.frontend.stft, model.encoder.subsampling
     after = stft.n_fft - (stft.n_fft // 2 if stft.center else 0)
-    samples = (model.encoder.features_of(chunks.size) - 1) * stft.hop_length + after
+    samples = (model.encoder.input_frames(chunks.size) - 1) * stft.hop_length + after
     chunk = chunks.size * rate * stft.hop_length
     return Latency(1000 * chunk / fs, 1000 * (samples - chunk) / fs)

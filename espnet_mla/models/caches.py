@@ -18,7 +18,7 @@ TOKENS = 10  # that a decoder is fed
 
 
 @dataclass(frozen=True)
-class Kept:
+class CacheReport:
     """What one part of a model keeps: a cache for each layer, of one utterance.
 
     Args:
@@ -68,7 +68,7 @@ class Kept:
 
 
 @torch.inference_mode()
-def filled(model: nn.Module, encode: Callable[[], tuple]) -> dict[str, Kept]:
+def filled(model: nn.Module, encode: Callable[[], tuple]) -> dict[str, CacheReport]:
     """The caches of each part after an utterance.
 
     ESPnet's own encoder attentions keep nothing between calls; what stands for them is the keys and values that they make,
@@ -95,7 +95,7 @@ def filled(model: nn.Module, encode: Callable[[], tuple]) -> dict[str, Kept]:
             handle.remove()
     found = {}
     if seen:
-        found["encoder"] = Kept(
+        found["encoder"] = CacheReport(
             "encoder", _name(next(iter(seen.values()))[0]), [cache_of(*seen[name]) for name in attentions]
         )
     if isinstance(model.decoder, TransformerDecoder):
@@ -104,15 +104,15 @@ def filled(model: nn.Module, encode: Callable[[], tuple]) -> dict[str, Kept]:
     return found
 
 
-def _decoder(decoder: TransformerDecoder, encoded: Tensor, sos: int) -> dict[str, Kept]:
+def _decoder(decoder: TransformerDecoder, encoded: Tensor, sos: int) -> dict[str, CacheReport]:
     state = decoder.init_state(encoded)
     tokens = torch.full((TOKENS,), sos, device=encoded.device)
     for length in range(1, TOKENS + 1):
         _, state = decoder.score(tokens[:length], state, encoded)
     layer = decoder.decoders[0]
     return {
-        "decoder_self": Kept("decoder_self", _name(layer.self_attn), state.tokens),
-        "decoder_src": Kept("decoder_src", _name(layer.src_attn), state.source),
+        "decoder_self": CacheReport("decoder_self", _name(layer.self_attn), state.tokens),
+        "decoder_src": CacheReport("decoder_src", _name(layer.src_attn), state.source),
     }
 
 

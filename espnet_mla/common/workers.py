@@ -9,10 +9,10 @@ from concurrent.futures.process import BrokenProcessPool
 
 from tqdm import tqdm
 
-from espnet_mla.recipe.files import RecipeError
+from espnet_mla.common.errors import UserError
 
 
-def each[Item, Result](
+def map_in_processes[Item, Result](
     function: Callable[[Item], Result],
     items: Sequence[Item],
     nj: int,
@@ -30,7 +30,7 @@ def each[Item, Result](
         fresh: give every item a process of its own, for libraries whose state outlives a call.
 
     Raises:
-        RecipeError: a worker was killed from outside (by the kernel, where memory ran out).
+        UserError: a worker was killed from outside (by the kernel, where memory ran out).
     """
     nj = min(nj, len(items), os.cpu_count() or 1)
     bar = {"total": len(items), "desc": description, "dynamic_ncols": True}
@@ -49,7 +49,7 @@ def each[Item, Result](
         chunk = 1 if fresh else max(1, min(64, len(items) // (8 * nj)))
         yield from tqdm(pool.map(function, items, chunksize=chunk), **bar)
     except BrokenProcessPool:
-        raise RecipeError(f"{description}: a worker process was killed; was there enough memory?") from None
+        raise UserError(f"{description}: a worker process was killed; was there enough memory?") from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from espnet_mla.recipe.experiments import CORPORA, Experiment, Plan, estimate, make_plan
-from espnet_mla.recipe.files import RecipeError
-from espnet_mla.recipe.jobs import POLL_SECONDS, Job, end_on_signals, failure
-from espnet_mla.recipe.lock import lock, unlock
-from espnet_mla.recipe.options import UsageError
-from espnet_mla.recipe.report import duration, log
+from espnet_mla.baselines.plan import CORPORA, Experiment, Plan, estimate, make_plan
+from espnet_mla.common.errors import UsageError, UserError
+from espnet_mla.common.jobs import POLL_SECONDS, Job, failure
+from espnet_mla.common.lock import lock, unlock
+from espnet_mla.common.log import log
+from espnet_mla.common.processes import end_on_signals
+from espnet_mla.common.units import duration
 
 LOGS = "baselines"
 """The folder of the logs, below that of the experiments; one run at a time writes there."""
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             unlock(held)
     except UsageError as error:
         parser.error(str(error))
-    except (RecipeError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -88,7 +89,7 @@ def _prepare(plan: Plan, logs: Path) -> None:
     """Data, and statistics with the first configuration that can be built.
 
     Raises:
-        RecipeError: it fails.
+        UserError: it fails.
     """
     statuses: dict[str, int] = {}
 

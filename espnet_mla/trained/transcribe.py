@@ -7,19 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import espnet_mla
-from espnet_mla.recipe.files import RecipeError
+from espnet_mla.common.errors import UserError
+from espnet_mla.trained.audio import read
+from espnet_mla.trained.decoding import DECODING
+from espnet_mla.trained.options import device_of
 
 if TYPE_CHECKING:
-    import numpy as np
-
-DECODING: dict[str, tuple[type, str]] = {
-    "beam_size": (int, "hypotheses that the beam search follows"),
-    "ctc_weight": (float, "share of CTC in the score, from 0 to 1"),
-    "penalty": (float, "added to the score for each token"),
-    "maxlenratio": (float, "most tokens for an encoder frame; 0: no limit"),
-    "minlenratio": (float, "fewest tokens for an encoder frame"),
-}
-"""Options of ESPnet's Speech2Text that this command has: name -> type, meaning. Without them ESPnet's defaults hold."""
+    pass
 
 DESCRIPTION = """\
 Print the text of each audio file, a line each: the file, a tab, the text. Takes whatever soundfile reads (FLAC, WAV,
@@ -42,12 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         speech2text = espnet_mla.from_pretrained(
             options.model, device=device, **{name: value for name, value in given.items() if value is not None}
         )
-    except RecipeError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 
-    from espnet_mla.trained import sampling_rate
+    from espnet_mla.trained.model import sampling_rate
 
     rate = sampling_rate(vars(speech2text.asr_train_args))
     status = 0
@@ -56,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             samples = read(path, rate)
             results = speech2text(samples)
-        except (RecipeError, TooShortUttError, RuntimeError) as error:  # RuntimeError: shorter than a window, no memory
+        except (UserError, TooShortUttError, RuntimeError) as error:  # RuntimeError: shorter than a window, no memory
             print(f"error: {path}: {error}", file=sys.stderr)
             status = 1
             continue
@@ -66,51 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         timing = (f"{seconds:.2f}", f"{taken:.2f}", f"{taken / seconds:.3f}") if options.timing else ()
         print(path, text, *timing, sep="\t", flush=True)
     return status
-
-
-def device_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
-    """What --device names, or else the GPU where there is one; a wrong one is a usage error."""
-    import torch
-
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        parser.error(f"--device {device}: {str(error).splitlines()[0]}")
-    return device
-
-
-def read(path: str, rate: int) -> "np.ndarray":
-    """Read an audio file as the samples that a model takes.
-
-    Not by `wavscp.read`: a file may have the name of a command there.
-
-    Args:
-        path: of what soundfile reads.
-        rate: Hz, of the model.
-
-    Returns:
-        (time,), float32 in [-1, 1].
-
-    Raises:
-        RecipeError: the file is missing or broken, or holds no samples.
-    """
-    import numpy as np
-    import soundfile
-    import soxr
-
-    try:
-        with soundfile.SoundFile(path) as file:
-            samples = file.read(dtype="float32", always_2d=True)  # (time, channels)
-            if len(samples) != file.frames:
-                raise RecipeError(f"{len(samples)} of {file.frames} samples are there")
-    except (soundfile.SoundFileError, OSError) as error:
-        raise RecipeError(str(error)) from None
-    if not len(samples):
-        raise RecipeError("no samples")
-    if not np.isfinite(samples).all():
-        raise RecipeError("samples that are not finite numbers")
-    return soxr.resample(samples.mean(axis=1), file.samplerate, rate)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from espnet_mla.measure import caches
-from espnet_mla.measure.encoding import encoder_of
-from espnet_mla.measure.names import FILE
-from espnet_mla.recipe.files import write_text
-from espnet_mla.recipe.machine import processor
+from espnet_mla.common.files import write_text
+from espnet_mla.common.machine import processor
+from espnet_mla.models import caches
+from espnet_mla.models.encoding import encoder_of
+from espnet_mla.trained.names import FIGURES_FILE
 
 GIGABYTE = 10**9
 PACKAGES = ("espnet", "espnet_mla", "torch")
@@ -63,12 +63,12 @@ def of_model(model: nn.Module, fs: int, speech: Sequence[Tensor] = ()) -> dict:
     }
 
 
-def whole(kept: Mapping[str, caches.Kept]) -> bool:
+def whole(kept: Mapping[str, caches.CacheReport]) -> bool:
     """Whether the caches of all that grows with audio are known, so that they add up to something."""
     return "encoder" in kept
 
 
-def at_length(kept: Mapping[str, caches.Kept]) -> dict[str, int]:
+def at_length(kept: Mapping[str, caches.CacheReport]) -> dict[str, int]:
     """What the caches that grow with audio hold after an utterance, and how many such utterances fit a gigabyte.
 
     Args:
@@ -108,4 +108,4 @@ def write(folder: Path, figures: Mapping) -> None:
     """Leave them in the folder of an experiment."""
     text = json.dumps(figures, indent=2)
     flat = re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), text)  # a list of numbers on one line
-    write_text(folder / FILE, flat + "\n")
+    write_text(folder / FIGURES_FILE, flat + "\n")

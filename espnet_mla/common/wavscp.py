@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from espnet_mla.recipe.files import RecipeError
+from espnet_mla.common.errors import UserError
 
 ARCHIVED = re.compile(r"(?P<path>.+):\d+")
 # How Kaldi's and ESPnet's scripts write a pipe: one program that reads, then any number of sox that change the speed.
@@ -40,18 +40,18 @@ def read(entry: str) -> tuple[np.ndarray, int]:
         rate: Hz.
 
     Raises:
-        RecipeError: the file is missing or broken, holds no samples, or the command fails.
+        UserError: the file is missing or broken, holds no samples, or the command fails.
     """
     try:
         samples, rate = _read(entry.strip())
     except (soundfile.SoundFileError, OSError, RuntimeError, ValueError) as error:
-        raise RecipeError(f"cannot read {entry}: {error}") from None
+        raise UserError(f"cannot read {entry}: {error}") from None
     if samples.ndim == 2:
         samples = samples.mean(axis=1)  # (time, channels) -> (time,)
     if samples.size == 0:
-        raise RecipeError(f"cannot read {entry}: no samples")
+        raise UserError(f"cannot read {entry}: no samples")
     if not np.isfinite(samples).all():
-        raise RecipeError(f"cannot read {entry}: samples that are not finite numbers")
+        raise UserError(f"cannot read {entry}: samples that are not finite numbers")
     return samples, rate
 
 

@@ -18,10 +18,3 @@ def show_logging() -> None:
     handler = logging.Handler()
     handler.emit = lambda record: log(record.getMessage())  # type: ignore[method-assign]
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-
-
-def duration(seconds: float) -> str:
-    """`3725` -> `1:02:05`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"

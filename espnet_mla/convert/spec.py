@@ -15,7 +15,7 @@ OPTION = {"mla": "kv_lora_rank", "gqa": "num_kv_heads"}
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ConversionSpec:
     """What a conversion is asked for.
 
     Args:

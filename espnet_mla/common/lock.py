@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import IO
 
-from espnet_mla.recipe.files import RecipeError
-from espnet_mla.recipe.report import TIME
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.log import TIME
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def lock(folder: Path) -> IO[str]:
     `folder`/.lock says who holds it. What a dead process has left there is no lock.
 
     Raises:
-        RecipeError: another process holds it.
+        UserError: another process holds it.
         OSError: the folder can't be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def lock(folder: Path) -> IO[str]:
         file.seek(0)
         holder = file.read().partition(" (")[0] or "another process"
         file.close()
-        raise RecipeError(f"{path} is held by {holder}: wait for its end, or end it") from None
+        raise UserError(f"{path} is held by {holder}: wait for its end, or end it") from None
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
             file.close()

@@ -2,7 +2,7 @@
 
 import argparse
 
-from espnet_mla.recipe.options import UsageError
+from espnet_mla.common.errors import UsageError
 
 
 def add(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -30,3 +30,15 @@ def check(options: argparse.Namespace) -> None:
         raise UsageError("either --asr_model_file (with --asr_train_config) or --model_tag is needed")
     if options.model_tag and options.asr_train_config:
         raise UsageError("--asr_train_config goes with --asr_model_file: --model_tag brings its own configuration")
+
+
+def device_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
+    """What --device names, or else the GPU where there is one; a wrong one is a usage error."""
+    import torch
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        parser.error(f"--device {device}: {str(error).splitlines()[0]}")
+    return device

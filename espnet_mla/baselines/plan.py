@@ -10,12 +10,12 @@ from pathlib import Path
 
 import yaml
 
-from espnet_mla.measure.names import FILE, check_seconds
-from espnet_mla.pretrained import MODEL_FILE
+from espnet_mla.common.errors import UsageError
+from espnet_mla.common.machine import CORES, gpus
+from espnet_mla.measure.names import check_seconds
 from espnet_mla.recipe.layout import config_name
-from espnet_mla.recipe.machine import gpus
-from espnet_mla.recipe.options import CORES, UsageError
-from espnet_mla.transcribe import DECODING
+from espnet_mla.trained.decoding import DECODING
+from espnet_mla.trained.names import FIGURES_FILE, MODEL_FILE
 
 ARCHITECTURES = ("conformer", "branchformer", "e_branchformer")
 ATTENTIONS = ("mha", "gqa", "mla", "linear")
@@ -91,7 +91,7 @@ class Experiment:
     @property
     def measured(self) -> bool:
         """Whether its figures are those of what was trained and scored."""
-        return self.trained and _newer(self.folder / FILE, self.folder / "RESULTS.md")
+        return self.trained and _newer(self.folder / FIGURES_FILE, self.folder / "RESULTS.md")
 
 
 @dataclass(frozen=True)

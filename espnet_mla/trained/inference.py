@@ -42,9 +42,9 @@ def take_options(arguments: Sequence[str]) -> list[str]:
 
 def _hear(model: "nn.Module", args: argparse.Namespace, chunk_size: int | None, left_chunks: int | None) -> None:
     from espnet_mla.attention import ALL
+    from espnet_mla.models.latency import latency
     from espnet_mla.models.streaming import StreamingEncoder
-    from espnet_mla.streaming.latency import latency
-    from espnet_mla.trained import sampling_rate
+    from espnet_mla.trained.model import sampling_rate
 
     encoder = model.encoder
     asked = chunk_size is not None or left_chunks is not None

@@ -1,0 +1,1 @@
+"""Many experiments: planned, run side by side, compared."""

@@ -1,0 +1,57 @@
+"""Writing a file so that a killed run leaves either all of it or none."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from espnet_mla.common.errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; it takes `path`'s place when the block ends without an exception.
+
+    Raises:
+        UserError: in place of an OSError, which names no file after a failed write.
+    """
+    path = Path(path)
+    # The same name whenever: what a killed run has left is written over. The suffix stays last because libraries choose
+    # formats by it.
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from None
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` to `path` in one step."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def check_space(folder: Path, needed: float, what: str) -> None:
+    """Refuse what would fill the disk.
+
+    Args:
+        folder: where it will be written; it need not exist yet.
+        needed: bytes.
+        what: what needs them.
+
+    Raises:
+        UserError: less than `needed` is free.
+    """
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        shown = [tqdm.format_sizeof(count, "B") for count in (free, needed)]
+        raise UserError(f"{folder}: {shown[0]} are free, {what} needs {shown[1]}")

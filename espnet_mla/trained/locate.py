@@ -1,0 +1,116 @@
+"""Where the files of a trained model lie: an experiment, an archive of stage 14, or a model on the Hugging Face hub."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from packaging.version import Version
+
+import espnet_mla
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.yaml_files import read_mapping
+from espnet_mla.trained.archive import unpacked_in_cache
+from espnet_mla.trained.names import VERSION_FILE
+
+_ON_THE_HUB = re.compile(r"https?://.+|[\w.-]+/[\w.-]+(@.+)?")
+_VALID = (
+    "valid are an archive of stage 14 (.zip), a folder with meta.yaml (such an archive, unpacked), the folder of an "
+    "experiment (with config.yaml), and owner/name on the Hugging Face hub"
+)
+
+
+def locate(
+    source: str | os.PathLike[str], inference_asr_model: str, option: str = "inference_asr_model"
+) -> tuple[Path, dict[str, Path], bool]:
+    """Where the files of a trained model lie.
+
+    Args:
+        source, inference_asr_model: as `espnet_mla.from_pretrained` takes them.
+        option: what names another model of an experiment, for messages.
+
+    Returns:
+        The folder that the paths in its configuration start from; the files, under the names of Speech2Text's arguments;
+        and whether they come from an archive or from the hub, so that they may go away.
+
+    Raises:
+        UserError: as `espnet_mla.from_pretrained`.
+    """
+    place = Path(source).expanduser()
+    folder = Path(os.path.abspath(place if place.exists() else _downloaded(str(source))))
+    if folder.is_file():
+        folder = unpacked_in_cache(folder)
+    packed = (folder / "meta.yaml").is_file()
+    if packed:
+        _check_version(folder, source)
+        root, files = folder, _packed_files(folder, source)
+    elif (folder / "config.yaml").is_file():
+        root = recipe_folder(folder / "config.yaml")
+        files = {"asr_train_config": folder / "config.yaml", "asr_model_file": folder / inference_asr_model}
+    else:
+        raise UserError(f"{source} holds neither meta.yaml nor config.yaml: {_VALID}")
+    for path in files.values():
+        if not path.is_file():
+            raise UserError(f"{source} lacks {os.path.relpath(path, folder)}{_other_models(folder, option)}")
+    return root, files, packed
+
+
+def _downloaded(tag: str) -> Path:
+    """What espnet_model_zoo gets for a tag: a folder from the hub, or an archive."""
+    if not _ON_THE_HUB.fullmatch(tag) or tag.endswith(".zip") and "://" not in tag:
+        raise UserError(f"{tag} does not exist: {_VALID}")
+    from espnet_model_zoo.downloader import ModelDownloader
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        return Path(ModelDownloader().download(tag))
+    except (OSError, HTTPError, RuntimeError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"{tag} is neither here nor can it be had from the hub ({why}): {_VALID}") from None
+
+
+def _check_version(folder: Path, source: str | os.PathLike[str]) -> None:
+    path = folder / VERSION_FILE
+    if not path.is_file():  # an archive that ESPnet's own recipes have packed
+        return
+    needed, there = read_mapping(path)["version"], espnet_mla.__version__
+    if Version(needed) > Version(there):
+        raise UserError(f"{source} needs espnet_mla {needed} or newer, which packed it; installed is {there}")
+
+
+def _packed_files(folder: Path, source: str | os.PathLike[str]) -> dict[str, Path]:
+    """What meta.yaml names, under the names of Speech2Text's arguments."""
+    meta = read_mapping(folder / "meta.yaml")
+    named = {**meta.get("yaml_files", {}), **meta.get("files", {})}
+    if not {"asr_train_config", "asr_model_file"} <= set(named):
+        raise UserError(f"{source} holds no speech recogniser: its meta.yaml names only {', '.join(named)}")
+    return {name: folder / path for name, path in named.items()}
+
+
+def recipe_folder(config: Path) -> Path:
+    """The folder that the paths in an experiment's config.yaml start from: that of the recipe, above the experiment."""
+    experiment = Path(os.path.abspath(config)).parent
+    output_dir = Path(read_mapping(config).get("output_dir") or "")
+    if output_dir.is_absolute():
+        return Path.cwd()
+    return next((above for above in experiment.parents if above / output_dir == experiment), Path.cwd())
+
+
+def _other_models(folder: Path, option: str) -> str:
+    models = sorted(path.name for path in folder.glob("*.pth") if path.name != "checkpoint.pth")
+    return f"; {option} may be {', '.join(models)}" if models else ""
+
+
+def with_files(value: object, root: Path, named: Callable[[Path], str] = str) -> object:
+    """A configuration in which every file below `root` has another name: its whole path, or what `named` makes of that.
+
+    A list of tokens stays as it is: a token may be spelt like a file.
+    """
+    if isinstance(value, dict):
+        kept = {key for key in value if key == "token_list" and isinstance(value[key], list)}
+        return {key: item if key in kept else with_files(item, root, named) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_files(item, root, named) for item in value]
+    if isinstance(value, str) and os.path.isfile(root / value):
+        return named(root / value)
+    return value

@@ -1,0 +1,10 @@
+"""What the files of an experiment are called."""
+
+MODEL_FILE = "valid.acc.ave.pth"
+"""The model when nothing else is said, as in ESPnet's asr.sh."""
+FIGURES_FILE = "figures.json"
+"""What the model costs, as `espnet-mla profile` and `convert` leave it."""
+CONVERSION_FILE = "conversion.json"
+"""How a converted model was made; only a folder that `espnet-mla convert` made has it."""
+VERSION_FILE = "espnet_mla.yaml"
+"""In an archive, the version of this package that packed it."""

@@ -1,0 +1,38 @@
+"""from_pretrained(): a trained model, wherever it lies, as the Speech2Text of ESPnet that transcribes with it."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+import espnet_mla
+from espnet_mla.common.errors import UserError
+from espnet_mla.common.yaml_files import read_mapping
+from espnet_mla.trained.locate import locate, with_files
+from espnet_mla.trained.names import MODEL_FILE
+
+if TYPE_CHECKING:
+    from espnet2.bin.asr_inference import Speech2Text
+
+
+def from_pretrained(
+    source: str | os.PathLike[str], *, inference_asr_model: str = MODEL_FILE, **options: object
+) -> "Speech2Text":
+    """Load a trained model with the plugin registered; see `espnet_mla.from_pretrained`."""
+    root, files, _ = locate(source, inference_asr_model)
+    espnet_mla.register()
+    from espnet2.bin.asr_inference import Speech2Text
+    from espnet2.torch_utils.safe_torch_load import UnsafeLoadRefusedError
+
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in [name for name in files if name.endswith("_config")]:
+            config = read_mapping(files[name])
+            files[name] = Path(scratch) / f"{name}.yaml"
+            files[name].write_text(yaml.safe_dump(with_files(config, root)), encoding="utf-8")
+        try:
+            return Speech2Text(**files, **options)
+        except (FileNotFoundError, UnsafeLoadRefusedError) as error:
+            why = str(error).splitlines()[0]
+            raise UserError(f"{source} cannot be loaded: {why}; an experiment needs its recipe's folder") from error

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from test_recipe import RECIPE, ROOT, recipe_folder
 
-from espnet_mla.baselines import command as baselines
+from espnet_mla.baselines import __main__ as baselines
 from espnet_mla.baselines import plan as experiments
 from espnet_mla.recipe import mini
 

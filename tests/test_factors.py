@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espnet_mla.convert import factors
-from espnet_mla.convert.factors import METHODS, OfOutput, Weights, allocate
+from espnet_mla.convert.factors import METHODS, OutputError, Weights, allocate
 from espnet_mla.convert.statistics import CalibrationStatistics
 
 HEADS, D_HEAD = 2, 4
@@ -66,7 +66,7 @@ def test_factors_have_the_sizes_of_their_rank_and_keep_a_share(method, seed, ran
     made = METHODS[method](weights, random_seen(seed)).factors(rank)
     assert made.down.shape == (rank, D)
     assert made.k_up.shape == made.v_up.shape == (HEADS * D_HEAD, rank)
-    assert 0 < made.kept <= 1
+    assert 0 < made.energy <= 1
     assert all(torch.isfinite(part).all() for part in (made.down, made.k_up, made.v_up, made.v_shift))
 
 
@@ -76,7 +76,7 @@ def test_full_rank_is_exact(method):
     made = METHODS[method](weights, random_seen()).factors(D)
     for error in errors(weights, made):
         torch.testing.assert_close(error, torch.zeros_like(error))
-    assert made.kept == 1
+    assert made.energy == 1
     assert not made.v_shift.any()
 
 
@@ -85,7 +85,7 @@ def test_full_rank_is_exact(method):
 @given(seed=st.integers(0, 99))
 def test_more_rank_keeps_more(method, seed):
     one = METHODS[method](random_weights(seed), random_seen(seed))
-    kept = [one.factors(rank).kept for rank in range(1, D + 1)]
+    kept = [one.factors(rank).energy for rank in range(1, D + 1)]
     assert kept == sorted(kept)
 
 
@@ -142,7 +142,7 @@ def test_a_longer_search_for_the_latents_of_attention_finds_nothing_better(seed,
         patched.setattr(factors, "ROUNDS", 40)
         patched.setattr(factors, "SETTLED", -1.0)
         best = METHODS["attention"](weights, seen).factors(rank)
-    assert 1 - found.kept < 1.1 * (1 - best.kept) + 0.01
+    assert 1 - found.energy < 1.1 * (1 - best.energy) + 0.01
 
 
 @settings(max_examples=10, deadline=None)
@@ -152,7 +152,7 @@ def test_the_energy_that_attention_keeps_is_what_its_definition_says(seed, rank)
     made = METHODS["attention"](weights, seen).factors(rank)
     nothing = factors.Factors(made.down, 0 * made.k_up, 0 * made.v_up, made.v_shift, 0.0)
     share = lost(weights, seen, made) / lost(weights, seen, nothing)
-    assert made.kept == pytest.approx(1 - share, rel=1e-3, abs=1e-4)
+    assert made.energy == pytest.approx(1 - share, rel=1e-3, abs=1e-4)
 
 
 @settings(max_examples=10, deadline=None)
@@ -161,8 +161,8 @@ def test_where_all_heads_see_one_covariance_attention_is_a_singular_value_decomp
     covariance = random_seen(seed).covariance
     every = covariance.expand(HEADS, -1, -1)
     seen = random_seen(seed, keys=every, values=every)
-    one = OfOutput(random_weights(seed), seen)
-    assert one.factors(rank).kept == pytest.approx((one.spectrum[:rank].sum() / one.spectrum.sum()).item(), rel=1e-4)
+    one = OutputError(random_weights(seed), seen)
+    assert one.factors(rank).energy == pytest.approx((one.spectrum[:rank].sum() / one.spectrum.sum()).item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["covariance", "attention"])
@@ -183,7 +183,7 @@ def test_speech_that_never_goes_in_some_directions_is_enough(method):
         covariance=covariance, keys=covariance.expand(HEADS, -1, -1), values=covariance.expand(HEADS, -1, -1)
     )
     made = METHODS[method](random_weights(), seen).factors(2)
-    assert made.kept == pytest.approx(1, abs=1e-3)  # three frames about their mean have two dimensions
+    assert made.energy == pytest.approx(1, abs=1e-3)  # three frames about their mean have two dimensions
     assert torch.isfinite(made.down).all()
 
 

@@ -29,7 +29,7 @@ def converted(attention, method, kv_heads):
     gathering = StatisticsAccumulator(attention)
     x = torch.randn(1, 50, D)
     gathering.add(x, x, torch.randn(1, 99, D) if attention.position == "rel_pos" else None, None)
-    pooled = METHODS[method](layers.weights_of(attention), gathering.seen(), kv_heads)
+    pooled = METHODS[method](layers.weights_of(attention), gathering.statistics(), kv_heads)
     new = build("gqa", attention.position, num_kv_heads=kv_heads)
     new.load_state_dict(layers.as_gqa(attention, pooled))
     return new, pooled
@@ -53,7 +53,7 @@ def test_as_many_kv_heads_as_heads_is_exact(method, position):
     new, pooled = converted(attention, method, HEADS)
     x = torch.randn(2, 9, D)
     torch.testing.assert_close(call(new, x), call(attention, x), rtol=1e-4, atol=1e-5)
-    assert pooled.kept == pytest.approx(1)
+    assert pooled.energy == pytest.approx(1)
 
 
 @pytest.mark.parametrize("position", POSITIONS)
@@ -72,7 +72,7 @@ def test_heads_that_differ_by_a_rotation_are_pooled_exactly_once_they_are_aligne
     x = torch.randn(2, 9, D)
     aligned, pooled = converted(attention, "aligned", 2)
     torch.testing.assert_close(call(aligned, x), call(attention, x), rtol=1e-4, atol=1e-5)
-    assert pooled.kept == pytest.approx(1)
+    assert pooled.energy == pytest.approx(1)
     mean, _ = converted(attention, "mean", 2)
     assert (call(mean, x) - call(attention, x)).norm() > 0.1 * call(attention, x).norm()
 
@@ -92,7 +92,7 @@ def test_no_further_turn_brings_a_head_nearer_to_the_mean_of_its_group():
     attention = build("mha", "rel_pos")
     gathering = StatisticsAccumulator(attention)
     gathering.add(torch.randn(1, 50, D), torch.randn(1, 50, D), torch.randn(1, 99, D), None)
-    seen, weights = gathering.seen(), layers.weights_of(attention)
+    seen, weights = gathering.statistics(), layers.weights_of(attention)
     pooled = METHODS["aligned"](weights, seen, 1)
     for turn, maps, mean in ((pooled.k_turn, weights.k, pooled.k[0]), (pooled.v_turn, weights.v, pooled.v[0])):
         product = mean @ seen.covariance @ (turn @ maps).transpose(1, 2)
@@ -105,7 +105,7 @@ def test_pooled_values_are_right_on_the_average():
     gathering = StatisticsAccumulator(attention)
     x = torch.randn(1, 50, D) + torch.randn(D)
     gathering.add(x, x, None, None)
-    seen, weights = gathering.seen(), layers.weights_of(attention)
+    seen, weights = gathering.statistics(), layers.weights_of(attention)
     pooled = METHODS["aligned"](weights, seen, 2)
     shared = pooled.v.repeat_interleave(2, dim=0)
     values = pooled.v_turn.transpose(1, 2) @ shared @ seen.value_means.unsqueeze(-1)
@@ -116,5 +116,5 @@ def test_pooled_values_are_right_on_the_average():
 
 def test_aligned_heads_have_more_in_common():
     attention = build("mha", "rel_pos")
-    kept = {method: converted(attention, method, 1)[1].kept for method in METHODS}
+    kept = {method: converted(attention, method, 1)[1].energy for method in METHODS}
     assert kept["aligned"] > kept["mean"]

@@ -73,7 +73,7 @@ def test_statistics_equal_their_definition(kind, lengths, seed, causal):
                 keys[h].append(n * sum(a[h, i, j] * torch.outer(x[j] - m, x[j] - m) for j in range(len(x))))
                 means[h].append(m)
                 counts[h].append(n)
-    seen, frames = gathering.seen(), torch.cat(utterances)
+    seen, frames = gathering.statistics(), torch.cat(utterances)
     assert seen.frames == len(frames)
     torch.testing.assert_close(seen.mean, frames.mean(0))
     torch.testing.assert_close(seen.covariance, torch.cov(frames.T, correction=0).reshape(D, D))
@@ -106,7 +106,7 @@ def test_queries_of_other_frames_than_the_keys_count_for_themselves():
     query, key = torch.randn(1, 3, D, dtype=torch.double), torch.randn(1, 8, D, dtype=torch.double)
     gathering.add(query, key, None, torch.ones(1, 1, 8))
     _, a = gathering.attend(query[0], key[0], None, None)
-    seen = gathering.seen()
+    seen = gathering.statistics()
     assert seen.frames == 8
     torch.testing.assert_close(seen.mean, key[0].mean(0))
     torch.testing.assert_close(seen.value_means, (a @ key[0]).mean(1))

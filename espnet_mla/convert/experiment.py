@@ -15,8 +15,9 @@ from espnet2.utils.get_default_kwargs import get_default_kwargs
 from torch import Tensor
 
 from espnet_mla.common.errors import UserError
+from espnet_mla.trained.locate import with_files
 from espnet_mla.trained.model import Source
-from espnet_mla.trained.names import CONVERSION_FILE, MODEL_FILE, with_files
+from espnet_mla.trained.names import CONVERSION_FILE, MODEL_FILE
 
 MODEL = "model.pth"
 FINETUNE = "finetune.yaml"

@@ -14,8 +14,9 @@ from espnet_mla.common.errors import UsageError, UserError
 from espnet_mla.common.log import log
 from espnet_mla.common.units import hertz
 from espnet_mla.recipe.layout import Layout
+from espnet_mla.trained.archive import unpack
 from espnet_mla.trained.decoding import DECODING
-from espnet_mla.trained.names import VERSION_FILE, unpack
+from espnet_mla.trained.names import VERSION_FILE
 
 TAGS = ("espnet", "audio", "automatic-speech-recognition")
 

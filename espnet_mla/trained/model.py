@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from espnet_mla.common.errors import UserError
 from espnet_mla.common.units import hertz
 from espnet_mla.common.yaml_files import read_mapping
-from espnet_mla.trained.names import MODEL_FILE, locate, recipe_folder, with_files
+from espnet_mla.trained.locate import locate, recipe_folder, with_files
+from espnet_mla.trained.names import MODEL_FILE
 
 if TYPE_CHECKING:
     from espnet2.bin.asr_inference import Speech2Text

@@ -96,7 +96,7 @@ def test_however_the_samples_come_the_result_is_that_of_the_encoder_run_once(spe
     with torch.no_grad():
         beam.extend(speech2text.asr_model.ctc.log_softmax(frames.unsqueeze(0))[0])
     prefix, score = beam.best[0]
-    heard = beam.heard(prefix)
+    heard = beam.hypothesis(prefix)
     assert final.final and final.tokens, "a test that compares empty texts would say little"
     assert final.tokens == speech2text.converter.ids2tokens(heard.tokens)
     assert final.times == [pytest.approx(0.04 * frame) for frame in heard.frames]
@@ -128,7 +128,7 @@ def test_the_final_text_is_what_ctc_and_decoder_together_score_best(speech2text,
     model, frames = speech2text.asr_model, encoded(speech2text, speech)
     expected = {}
     for prefix, ctc in beam.best:
-        tokens = torch.tensor(beam.heard(prefix).tokens)
+        tokens = torch.tensor(beam.hypothesis(prefix).tokens)
         given = torch.cat((torch.tensor([model.sos]), tokens)).unsqueeze(0)
         with torch.no_grad():
             out, _ = model.decoder(

@@ -25,7 +25,7 @@ def collapsed(path):
 
 def read(beam):
     """Each text of the beam, and its score."""
-    return [(tuple(beam.heard(prefix).tokens), score) for prefix, score in beam.best]
+    return [(tuple(beam.hypothesis(prefix).tokens), score) for prefix, score in beam.best]
 
 
 @settings(max_examples=30, deadline=None)
@@ -85,7 +85,7 @@ def test_a_token_begins_where_it_is_most_probable():
     log_probs[range(len(path)), path] = 0.9
     beam = PrefixBeam(4)
     beam.extend(log_probs.log())
-    heard = beam.heard(beam.best[0][0])
+    heard = beam.hypothesis(beam.best[0][0])
     assert (heard.tokens, heard.frames) == ([1, 2, 2], [2, 6, 8])
 
 
@@ -132,7 +132,7 @@ def test_after_an_hour_no_more_is_kept_than_a_number_and_a_frame_for_each_token(
     for piece in likely(6000, 20).split(1000):
         beam.extend(piece)
         most = max(most, alive() - before)
-    heard = beam.heard(beam.best[0][0])
+    heard = beam.hypothesis(beam.best[0][0])
     assert len(heard) == len(heard.tokens) > 1500 and heard.frames == sorted(heard.frames)
     assert most < 500 and len(heard) - heard.settled < 100
     assert beam.nbytes == 2 * 8 * heard.settled
@@ -147,7 +147,7 @@ def test_laying_aside_what_is_settled_changes_no_text_and_no_time(seed, monkeypa
     beam = PrefixBeam(8)
     beam.extend(log_probs)
     (best, score), (expected, its_score) = beam.best[0], whole.best[0]
-    ours, theirs = beam.heard(best), whole.heard(expected)
+    ours, theirs = beam.hypothesis(best), whole.hypothesis(expected)
     assert theirs.settled < 100 < ours.settled
     assert (ours.tokens, ours.frames) == (theirs.tokens, theirs.frames)
     assert score >= its_score  # the places that are free are taken by paths to what is left

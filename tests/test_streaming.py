@@ -151,9 +151,9 @@ def test_what_is_kept_grows_to_its_bound_and_no_further(name, kind, position):
         assert kept[-1][0] == 4 * 2 * 4 * (4 + 1) * 4  # bytes, layers, heads (d_head + 1) d_head
     else:
         assert kept[-1][0] == 4 * 2 * 2 * 4 * numbers[kind]  # bytes, layers, chunks, frames
-    tensors = [tensor for cache in state.attention for tensor in vars(cache).values()]
+    tensors = [tensor for cache in state.attention.values() for tensor in vars(cache).values()]
     tensors = [tensor for one in tensors for tensor in (one if isinstance(one, tuple) else (one,))]
-    for tensor in (tensor for tensor in [*tensors, *state.convolution] if isinstance(tensor, torch.Tensor)):
+    for tensor in (tensor for tensor in [*tensors, *state.convolution.values()] if isinstance(tensor, torch.Tensor)):
         assert tensor.untyped_storage().nbytes() == tensor.numel() * 4  # no larger memory is held than is counted
 
 

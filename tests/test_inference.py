@@ -13,7 +13,7 @@ from experiment import add_model, add_variant, layout
 from espnet_mla.attention import Chunks
 from espnet_mla.recipe import scoring
 from espnet_mla.recipe.decoding import decode
-from espnet_mla.trained.inference import HEARD, take_options
+from espnet_mla.trained.inference import CONTEXT, take_options
 
 
 @pytest.fixture
@@ -40,18 +40,18 @@ def heard(*inference_args):
     decode(at)
     scoring.score("dump/raw/test", at.decode_dir("test"), ["wer"])
     results = scoring.write_results(at.asr_exp).read_text()
-    return at, results.partition("### Latency\n\n|dataset|heard|\n|---|---|\n")[2].split("\n\n")[0].splitlines()
+    return at, results.partition("### Latency\n\n|dataset|attention context|\n|---|---|\n")[2].split("\n\n")[0].splitlines()
 
 
 def test_results_name_the_latency_of_every_decoding(folder):
     at, rows = heard()
     default = (
-        f"|{at.inference_tag}/test|in chunks of 4 frames, 2 before them: latency 196 ms (160 ms, and 36 ms ahead)|"
+        f"|{at.inference_tag}/test|chunks of 4 frames, 2 left chunks: latency 196 ms (160 ms chunk, 36 ms look-ahead)|"
     )
     assert rows == [default]
     asked, rows = heard("--chunk_size 8 --left_chunks -1")
     other = (
-        f"|{asked.inference_tag}/test|in chunks of 8 frames, all before them: latency 356 ms (320 ms, and 36 ms ahead)|"
+        f"|{asked.inference_tag}/test|chunks of 8 frames, all left chunks: latency 356 ms (320 ms chunk, 36 ms look-ahead)|"
     )
     assert "chunk_size8_left_chunks-1" in asked.inference_tag
     assert sorted(rows) == sorted([default, other])
@@ -89,7 +89,7 @@ def test_one_of_the_two_leaves_the_other_to_the_configuration(build):
 def test_the_whole_utterance_can_be_asked_for(build, caplog):
     with caplog.at_level("INFO"):
         assert build("asr_streaming", "--chunk_size=-1").encoder.chunks.size == -1
-    assert HEARD.search(caplog.text)[1] == "as a whole"
+    assert CONTEXT.search(caplog.text)[1] == "full context"
 
 
 def test_a_wrong_size_is_refused(build, capsys):
@@ -109,7 +109,7 @@ def test_features_that_need_the_whole_utterance_are_decoded_in_chunks_all_the_sa
         add_model(Path("exp/asr_features"))
     with caplog.at_level("INFO"):
         assert build("asr_features", "--chunk_size", "8").encoder.chunks == Chunks(8, 2)
-    assert "Heard in chunks of 8 frames, 2 before them: latency unknown (frontend: null" in caplog.text
+    assert "Inference: chunks of 8 frames, 2 left chunks: latency unknown (frontend: null" in caplog.text
 
 
 def test_an_encoder_that_only_espnet_has_refuses_chunks(build, folder):
@@ -120,5 +120,5 @@ def test_an_encoder_that_only_espnet_has_refuses_chunks(build, folder):
     with contextlib.chdir(folder):
         add_model(Path("exp/asr_own"))
     assert build("asr_own")
-    with pytest.raises(ValueError, match="--chunk_size, --left_chunks: encoder: rnn does not hear in chunks"):
+    with pytest.raises(ValueError, match="--chunk_size, --left_chunks: encoder: rnn is no chunked encoder"):
         build("asr_own", "--left_chunks", "8")

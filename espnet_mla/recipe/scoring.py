@@ -16,7 +16,7 @@ from espnet_mla.common import sclite
 from espnet_mla.common.errors import UserError
 from espnet_mla.common.files import write_text
 from espnet_mla.common.tables import read_table
-from espnet_mla.trained.inference import HEARD
+from espnet_mla.trained.inference import CONTEXT
 
 KINDS = {"wer": "word", "cer": "char", "ter": "bpe"}
 """Each rate with ESPnet's name of the tokens it counts."""
@@ -103,7 +103,7 @@ def results_markdown(asr_exp: str | Path, note: str = "") -> str:
     """
     asr_exp = Path(asr_exp)
     tables: dict[Path, dict[str, list[str]]] = {}
-    heard: dict[Path, dict[str, str]] = {}
+    contexts: dict[Path, dict[str, str]] = {}
     for result in sorted(asr_exp.rglob("score_*/result.txt")):
         kind, decoded = result.parent.name.removeprefix("score_"), result.parent.parent
         if kind not in KINDS:
@@ -112,8 +112,8 @@ def results_markdown(asr_exp: str | Path, note: str = "") -> str:
         if total is None:
             raise UserError(f"{result} has no Sum/Avg row: remove {result.parent} and score again (stage 13)")
         name = "/".join(decoded.parts[-2:])
-        if how := _heard(decoded):
-            heard.setdefault(decoded.parent.parent, {})[name] = how
+        if context := _context(decoded):
+            contexts.setdefault(decoded.parent.parent, {})[name] = context
         row = [name, *total[1].replace("|", " ").split()]
         tables.setdefault(decoded.parent.parent, {}).setdefault(kind, []).append(f"|{'|'.join(row)}|\n")
     if not tables:
@@ -125,16 +125,16 @@ def results_markdown(asr_exp: str | Path, note: str = "") -> str:
             if kind in kinds:
                 said = f"{note}\n\n" if note else ""
                 parts.append(f"### {kind.upper()}\n\n{said}{HEAD}{''.join(kinds[kind])}\n")
-        if rows := heard.get(experiment):
-            lines = "".join(f"|{name}|{how}|\n" for name, how in rows.items())
-            parts.append(f"### Latency\n\n|dataset|heard|\n|---|---|\n{lines}\n")
+        if rows := contexts.get(experiment):
+            lines = "".join(f"|{name}|{context}|\n" for name, context in rows.items())
+            parts.append(f"### Latency\n\n|dataset|attention context|\n|---|---|\n{lines}\n")
     return "".join(parts)
 
 
-def _heard(decoded: Path) -> str | None:
-    """In which chunks a streaming model has heard a set, and at what latency, as the log of decoding says."""
+def _context(decoded: Path) -> str | None:
+    """The chunks that a streaming model decoded a set in, and their latency, as the log of decoding says."""
     for path in sorted((decoded / "logdir").glob("asr_inference.*.log")):
-        if found := HEARD.search(path.read_text(encoding="utf-8", errors="replace")):
+        if found := CONTEXT.search(path.read_text(encoding="utf-8", errors="replace")):
             return found[1]
     return None
 

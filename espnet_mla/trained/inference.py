@@ -1,10 +1,10 @@
-"""--chunk_size and --left_chunks for ESPnet's decoding programs, which have no such options."""
+"""What ESPnet's decoding programs get besides: strict loading, and --chunk_size and --left_chunks."""
 
 import argparse
 import logging
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -12,14 +12,15 @@ if TYPE_CHECKING:
 PROGRAMS = re.compile(r"espnet2\.bin\.(asr|st|slu|s2t)_inference")
 """ESPnet's programs that get them."""
 
-HEARD = re.compile(r"Heard (in chunks of .*|as a whole)$", re.MULTILINE)
-"""What a log of decoding says of a streaming model."""
+CONTEXT = re.compile(r"(?:Inference: |Heard (?:in )?)(chunks of .*|full context|as a whole)$", re.MULTILINE)
+"""What a log of decoding says of a streaming model; logs of version 0.1.0 say "Heard"."""
 
 
 def take_options(arguments: Sequence[str]) -> list[str]:
-    """Take the two options out of a decoding program's arguments, and have the model that it builds decode by them.
+    """Take the two options out of a decoding program's arguments, and apply them to the model that it builds.
 
-    A streaming model decodes by its configuration's chunks without them. Either way the log says how it hears.
+    Without them a streaming model decodes in its configuration's chunks. Either way the log names the chunks. The model's
+    parameters must fit its configuration.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--chunk_size", "--left_chunks"):
@@ -28,19 +29,19 @@ def take_options(arguments: Sequence[str]) -> list[str]:
 
     from espnet2.tasks.abs_task import AbsTask
 
-    build = AbsTask.build_model_from_file.__func__
+    from espnet_mla.trained import loading
 
-    def build_model_from_file(cls, *given, **named):
-        model, args = build(cls, *given, **named)
+    def build_model_from_file(cls: type[AbsTask], *paths: Any, **named: Any) -> "tuple[nn.Module, argparse.Namespace]":
+        model, args = loading.build_model_from_file(cls, *paths, **named)
         if hasattr(model, "encoder"):  # and is no language model
-            _hear(model, args, options.chunk_size, options.left_chunks)
+            _set_chunks(model, args, options.chunk_size, options.left_chunks)
         return model, args
 
     AbsTask.build_model_from_file = classmethod(build_model_from_file)
     return rest
 
 
-def _hear(model: "nn.Module", args: argparse.Namespace, chunk_size: int | None, left_chunks: int | None) -> None:
+def _set_chunks(model: "nn.Module", args: argparse.Namespace, chunk_size: int | None, left_chunks: int | None) -> None:
     from espnet_mla.attention import ALL
     from espnet_mla.models.latency import latency
     from espnet_mla.models.streaming import StreamingEncoder
@@ -50,18 +51,19 @@ def _hear(model: "nn.Module", args: argparse.Namespace, chunk_size: int | None, 
     asked = chunk_size is not None or left_chunks is not None
     if not isinstance(encoder, StreamingEncoder):
         if asked:
-            raise ValueError(f"--chunk_size, --left_chunks: encoder: {args.encoder} does not hear in chunks")
+            raise ValueError(f"--chunk_size, --left_chunks: encoder: {args.encoder} is no chunked encoder")
         return
     if encoder.streaming is None and not asked:
         return
     chunks = encoder.set_chunks(chunk_size, left_chunks)
     if chunks.size == ALL:
-        logging.info("Heard as a whole")
+        logging.info("Inference: full context")
         return
-    how = f"in chunks of {chunks.size} frames, {'all' if chunks.left == ALL else chunks.left} before them"
+    described = f"chunks of {chunks.size} frames, {'all' if chunks.left == ALL else chunks.left} left chunks"
     try:
-        takes = latency(model, sampling_rate(vars(args)), chunks)
-        how += f": latency {takes.milliseconds:g} ms ({takes.chunk:g} ms, and {takes.look_ahead:g} ms ahead)"
+        algorithmic = latency(model, sampling_rate(vars(args)), chunks)
+        described += f": latency {algorithmic.milliseconds:g} ms ({algorithmic.chunk:g} ms chunk, "
+        described += f"{algorithmic.look_ahead:g} ms look-ahead)"
     except ValueError as error:
-        how += f": latency unknown ({error})"
-    logging.info(f"Heard {how}")
+        described += f": latency unknown ({error})"
+    logging.info(f"Inference: {described}")

@@ -1,20 +1,21 @@
 """A trained model on the disk: its configuration and its parameters, which must fit each other."""
 
+import contextlib
 import tempfile
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 from espnet2.tasks.asr import ASRTask
-from espnet2.torch_utils.safe_torch_load import safe_torch_load
-from torch import Tensor, nn
+from torch import nn
 
 from espnet_mla.common.errors import UserError
 from espnet_mla.common.units import hertz
 from espnet_mla.common.yaml_files import read_mapping
+from espnet_mla.trained.loading import strict_loading
 from espnet_mla.trained.locate import locate, recipe_folder, with_files
 from espnet_mla.trained.names import MODEL_FILE
 
@@ -45,22 +46,20 @@ class Source:
         Raises:
             UserError: a file is missing or broken, or model and configuration do not fit.
         """
-        config = with_files(self.config, self.root)
-        state = _state(self.model_file)
-        model, args = build(config, str(self.config_file))
-        if wrong := _load(model, state):
-            raise UserError(f"{self.model_file} does not fit {self.config_file}: {wrong}")
+        model, args = build(with_files(self.config, self.root), str(self.config_file), self.model_file)
         if model.frontend is None:
             raise UserError(f"{self.config_file}: frontend: null: this model takes features, here only audio is read")
         return model.eval(), args
 
     def speech2text(self, **options: object) -> "Speech2Text":
-        """ESPnet's recogniser, with its options."""
+        """ESPnet's recogniser, with its options.
+
+        Raises:
+            UserError: as `load`.
+        """
         from espnet2.bin.asr_inference import Speech2Text
 
-        with tempfile.TemporaryDirectory() as scratch:
-            config = Path(scratch) / "config.yaml"
-            config.write_text(yaml.safe_dump(with_files(self.config, self.root)), encoding="utf-8")
+        with _written(with_files(self.config, self.root)) as config, strict_loading():
             return Speech2Text(asr_train_config=config, asr_model_file=self.model_file, **options)
 
     @property
@@ -98,21 +97,26 @@ def sampling_rate(config: Mapping) -> int:
     return hertz(str((config.get("frontend_conf") or {}).get("fs", 16000)))
 
 
-def build(config: dict, name: str) -> tuple[nn.Module, Namespace]:
-    """ESPnet's model, with weights that are yet to be loaded, and its configuration.
+def build(config: dict, name: str, model_file: Path | None = None) -> tuple[nn.Module, Namespace]:
+    """Build ESPnet's model.
 
     Args:
+        config: of its training.
         name: of the configuration, for messages.
+        model_file: its parameters; None leaves them as they are initialised.
+
+    Returns:
+        The model, and its configuration.
 
     Raises:
-        UserError: ESPnet can't build it.
+        UserError: ESPnet can't build it, or the parameters do not fit.
     """
-    config = {**config, "init": None}  # an old way of initialising may not be known any more
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "config.yaml"
-        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    config = {**config, "init": None}  # the parameters come from a file, and ESPnet may no longer have the initialisation
+    with _written(config) as path, strict_loading():
         try:
-            return ASRTask.build_model_from_file(path)
+            return ASRTask.build_model_from_file(path, model_file)
+        except UserError:
+            raise
         except OSError as error:
             raise UserError(f"{name}: {error}; an experiment needs its recipe's folder") from None
         except Exception as error:  # constructors and type checks raise whatever they raise
@@ -120,31 +124,10 @@ def build(config: dict, name: str) -> tuple[nn.Module, Namespace]:
             raise UserError(f"{name}: ESPnet cannot build the model: {type(error).__name__}: {what}") from None
 
 
-def _state(path: Path) -> dict[str, Tensor]:
-    """The parameters that a file of ESPnet, DeepSpeed or Lightning holds."""
-    try:
-        state = safe_torch_load(path, map_location="cpu")
-    except Exception as error:  # torch.load raises whatever its readers raise
-        raise UserError(f"{path} holds no model that can be loaded: {str(error).splitlines()[0]}") from None
-    for wrapper in ("module", "state_dict"):
-        state = state.get(wrapper, state) if isinstance(state, Mapping) else state
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no model: a file with parameters alone is needed, such as {MODEL_FILE}")
-    if broken := [name for name, value in state.items() if not value.isfinite().all()]:
-        raise UserError(f"{path}: {broken[0]} has values that are not finite numbers")
-    return dict(state)
-
-
-def _load(model: nn.Module, state: dict[str, Tensor]) -> str:
-    """Load the parameters; what does not fit, if anything does not. (ESPnet would load what does.)"""
-
-    def some(names: list[str]) -> str:
-        return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-
-    try:
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        return str(error).splitlines()[1].strip()
-    wrong = [f"it lacks {some(missing)}"] if missing else []
-    wrong += [f"it has {some(unexpected)}, which the model has not"] if unexpected else []
-    return "; ".join(wrong)
+@contextlib.contextmanager
+def _written(config: dict) -> Iterator[Path]:
+    """A configuration as a file, which ESPnet wants."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "config.yaml"
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        yield path

@@ -24,7 +24,8 @@ def from_pretrained(
     root, files, _ = locate(source, inference_asr_model)
     espnet_mla.register()
     from espnet2.bin.asr_inference import Speech2Text
-    from espnet2.torch_utils.safe_torch_load import UnsafeLoadRefusedError
+
+    from espnet_mla.trained.loading import strict_loading
 
     with tempfile.TemporaryDirectory() as scratch:
         for name in [name for name in files if name.endswith("_config")]:
@@ -32,7 +33,8 @@ def from_pretrained(
             files[name] = Path(scratch) / f"{name}.yaml"
             files[name].write_text(yaml.safe_dump(with_files(config, root)), encoding="utf-8")
         try:
-            return Speech2Text(**files, **options)
-        except (FileNotFoundError, UnsafeLoadRefusedError) as error:
+            with strict_loading():
+                return Speech2Text(**files, **options)
+        except FileNotFoundError as error:
             why = str(error).splitlines()[0]
             raise UserError(f"{source} cannot be loaded: {why}; an experiment needs its recipe's folder") from error

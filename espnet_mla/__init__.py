@@ -4,7 +4,7 @@ Importing this package is light; `register()` and `from_pretrained()` bring in E
 """
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from espnet2.bin.asr_inference import Speech2Text
@@ -22,7 +22,7 @@ def register() -> None:
     register_in_espnet()
 
 
-def from_pretrained(source: str | os.PathLike[str], **options: object) -> "Speech2Text":
+def from_pretrained(source: str | os.PathLike[str], **options: Any) -> "Speech2Text":
     """Load a trained model: `text, *_ = from_pretrained("exp/asr_tiny")(samples)[0]`.
 
     Args:

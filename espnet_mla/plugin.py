@@ -5,6 +5,7 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
+from collections.abc import Mapping
 
 from espnet2.legacy.nets.scorers import ctc
 from espnet2.train.class_choices import ClassChoices
@@ -39,16 +40,16 @@ def register() -> None:
             _put(getattr(copied, f"{task}_encoder_choices"), ENCODERS)
             _put(getattr(copied, f"{task}_decoder_choices"), DECODERS)
     for encoder in ENCODERS:  # they take the function by its name
-        importlib.import_module(f"espnet2.asr.encoder.{encoder}_encoder").make_pad_mask = make_pad_mask
+        setattr(importlib.import_module(f"espnet2.asr.encoder.{encoder}_encoder"), "make_pad_mask", make_pad_mask)
     # A scorer of ESPnet's own that is built upon ESPnet's takes its class by the name, once.
     importlib.import_module("espnet2.legacy.nets.scorers.uasr")
     ctc.CTCPrefixScorer = PrefixScorer
     for program in _PROGRAMS:  # those that were imported before
-        if module := sys.modules.get(f"espnet2.bin.{program}"):
-            module.CTCPrefixScorer = PrefixScorer
+        if imported := sys.modules.get(f"espnet2.bin.{program}"):
+            setattr(imported, "CTCPrefixScorer", PrefixScorer)
 
 
-def _put(choices: ClassChoices, ours: dict[str, type]) -> None:
+def _put(choices: ClassChoices, ours: Mapping[str, type]) -> None:
     choices.classes.update({name: new for name, new in ours.items() if name in choices.classes})
 
 
@@ -60,7 +61,7 @@ def _provide_editdistance() -> None:
     if importlib.util.find_spec("editdistance") is None:
         from rapidfuzz.distance import Levenshtein
 
-        module = types.ModuleType("editdistance")
-        module.eval = Levenshtein.distance
-        module.__spec__ = importlib.machinery.ModuleSpec("editdistance", loader=None)
-        sys.modules["editdistance"] = module
+        stand_in = types.ModuleType("editdistance")
+        setattr(stand_in, "eval", Levenshtein.distance)
+        stand_in.__spec__ = importlib.machinery.ModuleSpec("editdistance", loader=None)
+        sys.modules["editdistance"] = stand_in

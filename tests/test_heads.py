@@ -94,7 +94,7 @@ def test_no_further_turn_brings_a_head_nearer_to_the_mean_of_its_group():
     gathering.add(torch.randn(1, 50, D), torch.randn(1, 50, D), torch.randn(1, 99, D), None)
     seen, weights = gathering.statistics(), layers.weights_of(attention)
     pooled = METHODS["aligned"](weights, seen, 1)
-    for turn, maps, mean in ((pooled.k_turn, weights.k, pooled.k[0]), (pooled.v_turn, weights.v, pooled.v[0])):
+    for turn, maps, mean in ((pooled.k_rotation, weights.k, pooled.k[0]), (pooled.v_rotation, weights.v, pooled.v[0])):
         product = mean @ seen.covariance @ (turn @ maps).transpose(1, 2)
         assert (product - product.transpose(1, 2)).norm() < 0.02 * product.norm()
         assert (torch.linalg.eigvalsh(product + product.transpose(1, 2)) > 0).all()
@@ -108,7 +108,7 @@ def test_pooled_values_are_right_on_the_average():
     seen, weights = gathering.statistics(), layers.weights_of(attention)
     pooled = METHODS["aligned"](weights, seen, 2)
     shared = pooled.v.repeat_interleave(2, dim=0)
-    values = pooled.v_turn.transpose(1, 2) @ shared @ seen.value_means.unsqueeze(-1)
+    values = pooled.v_rotation.transpose(1, 2) @ shared @ seen.value_means.unsqueeze(-1)
     torch.testing.assert_close(
         values.flatten() + pooled.v_shift, (weights.v @ seen.value_means.unsqueeze(-1)).flatten()
     )

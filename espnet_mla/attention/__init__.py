@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from typing import Any
 
 from espnet_mla.attention.base import POSITIONS, Attention
 from espnet_mla.attention.cache import Cache, FrameCache, Past, RunningState
@@ -59,7 +60,12 @@ def build_attention(
                 raise ValueError(f"{key}: {name}: {value!r} must be true or false")
         elif value is not None and (not isinstance(value, int) or isinstance(value, bool)):
             raise ValueError(f"{key}: {name}: {value!r} must be a whole number")
-    sizes = {"d_model": d_model, "num_heads": num_heads, "position": position, "dropout_rate": dropout_rate}
+    sizes: dict[str, Any] = {
+        "d_model": d_model,
+        "num_heads": num_heads,
+        "position": position,
+        "dropout_rate": dropout_rate,
+    }
     try:
         return ATTENTIONS[kind](**sizes, **conf)
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ class Attention(nn.Module):
     def attend(
         self,
         query: Tensor,
-        kv: Cache,
+        kv: Any,
         position: Tensor | CachedPosition | None,
         mask: Tensor | None,
         *,
@@ -72,7 +73,7 @@ class Attention(nn.Module):
 
         Args:
             query: (b, t_q, d).
-            kv: what `project_kv` made of t_k frames.
+            kv: the cache that `project_kv` made of t_k frames.
             position: for rel_pos the sinusoids (1, t_q + t_k - 1, d) of the distances t_k - 1 down to 1 - t_q, as
                 ESPnet's RelPositionalEncoding gives them, or a `CachedPosition` with them; else None.
             mask: (b, 1, t_k) or (b, t_q, t_k), true where a query may look; None for everywhere. A fully
@@ -97,9 +98,9 @@ class Attention(nn.Module):
     def forward(
         self,
         query: Tensor,
-        key: Tensor | Cache,
-        value: Tensor | Cache,
-        *position_and_mask: Tensor | Past | None,
+        key: Any,
+        value: Any,
+        *position_and_mask: Any,
         expand_kv: bool = False,
     ) -> Tensor:
         """ESPnet's call: (query, key, value, mask), or (query, key, value, pos_emb, mask) with relative positions.
@@ -137,7 +138,7 @@ def is_cached(key: Tensor | Cache, mask: Tensor | Past | None) -> bool:
     return isinstance(mask, Past) or not isinstance(key, Tensor)
 
 
-def attend_to_cache(attention, query: Tensor, key: Tensor | Cache, mask: Tensor | Past | None) -> Tensor:
+def attend_to_cache(attention: Any, query: Tensor, key: Any, mask: Tensor | Past | None) -> Tensor:
     """A decoder's call of an attention with a cache.
 
     Args:
@@ -203,8 +204,10 @@ class SoftmaxAttention(Attention):
         if self.position == "rel_pos":
             if position is None:
                 raise ValueError(f"{self.name} was built for rel_pos, but was called without position embeddings")
-            cached = isinstance(position, CachedPosition)
-            p = position.projected(self.linear_pos) if cached else self.linear_pos(position)
+            if isinstance(position, CachedPosition):
+                p = position.projected(self.linear_pos)
+            else:
+                p = self.linear_pos(position)
             p = p.unflatten(-1, (self.num_heads, -1)).permute(0, 2, 3, 1)
             term = PositionTerm((q + self.pos_bias_v.unsqueeze(-2)) * scale, p)
             q = q + self.pos_bias_u.unsqueeze(-2)

@@ -6,6 +6,7 @@ share a common past. No cache holds positions; they are given out when it is att
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -159,22 +160,36 @@ class RunningState:
         return 0
 
 
-Cache = FrameCache | RunningState
+class Cache(Protocol):
+    """What both have in common; see there."""
+
+    def __len__(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    def append(self, other: Self) -> Self: ...
+    def select(self, rows: Tensor) -> Self: ...
+    @staticmethod
+    def join(caches: Sequence) -> "Cache": ...
+    def keep_last(self, frames: int) -> Self: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def nbytes_per_frame(self) -> int: ...
 
 
 class Past:
-    """What a step of decoding comes from: a cache, or None at the first step, and the rows of it that live on.
+    """The cache that a step of decoding extends: None at the first step, else with the rows that survived pruning.
 
     Args:
         cache: of an earlier step; it stays as it is.
-        rows: (int64, one axis) the row of `cache` that each hypothesis goes on from.
+        rows: (int64, one axis) the row of `cache` that each hypothesis extends; not needed without a cache.
     """
 
-    def __init__(self, cache: FrameCache | None, rows: Tensor | None):
+    def __init__(self, cache: FrameCache | None, rows: Tensor):
         self.cache = cache
         self.rows = rows
 
     def append(self, new: FrameCache) -> FrameCache:
-        """The cache of this step: what each hypothesis goes on from, then its new frame."""
+        """The cache of this step: what each hypothesis extends, then its new frame."""
         self.cache = new if self.cache is None else self.cache.grow(self.rows, new)
         return self.cache

@@ -50,7 +50,7 @@ class GQA(SoftmaxAttention):
         self,
         query: Tensor,
         kv: FrameCache,
-        position: Tensor | None,
+        position: Tensor | CachedPosition | None,
         mask: Tensor | None,
         *,
         self_attention: bool = False,

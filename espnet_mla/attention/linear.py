@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from espnet_mla.attention.base import Attention
 from espnet_mla.attention.cache import RunningState
 from espnet_mla.attention.chunks import ALL, Chunks
-from espnet_mla.attention.positions import rotate
+from espnet_mla.attention.positions import CachedPosition, rotate
 from espnet_mla.attention.precision import full_precision
 
 
@@ -69,7 +69,7 @@ class Linear(Attention):
         self,
         query: Tensor,
         kv: RunningState,
-        position: Tensor | None,
+        position: Tensor | CachedPosition | None,
         mask: Tensor | None,
         *,
         self_attention: bool = False,
@@ -84,7 +84,9 @@ class Linear(Attention):
             out = (q @ kv.numerator) / total.masked_fill(total == 0, 1)
         return self.linear_out(self.dropout(out).to(query.dtype).transpose(1, 2).flatten(-2))
 
-    def attend_in_chunks(self, x: Tensor, position: Tensor | None, mask: Tensor | None, chunks: Chunks) -> Tensor:
+    def attend_in_chunks(
+        self, x: Tensor, position: Tensor | CachedPosition | None, mask: Tensor | None, chunks: Chunks
+    ) -> Tensor:
         """As in `Attention`: each chunk has the sums over itself and all that was before.
 
         Raises:

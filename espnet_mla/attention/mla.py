@@ -1,12 +1,11 @@
 """Multi-head latent attention: one small vector a frame stands for the keys and values of all heads."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from espnet_mla.attention.base import SoftmaxAttention, rotate_window
 from espnet_mla.attention.cache import FrameCache
+from espnet_mla.attention.positions import CachedPosition
 
 
 class MLA(SoftmaxAttention):
@@ -110,7 +109,7 @@ class MLA(SoftmaxAttention):
         self,
         query: Tensor,
         kv: FrameCache,
-        position: Tensor | None,
+        position: Tensor | CachedPosition | None,
         mask: Tensor | None,
         *,
         self_attention: bool = False,
@@ -131,14 +130,30 @@ class MLA(SoftmaxAttention):
         out = compute(q, latent, k_rope, position, mask, self_attention)  # (b, h, t_q, v_head_dim)
         return self.linear_out(out.transpose(1, 2).flatten(-2))
 
-    def _expanded(self, q: Tensor, latent: Tensor, k_rope: Tensor | None, *masking: Any) -> Tensor:
+    def _expanded(
+        self,
+        q: Tensor,
+        latent: Tensor,
+        k_rope: Tensor | None,
+        position: Tensor | CachedPosition | None,
+        mask: Tensor | None,
+        self_attention: bool,
+    ) -> Tensor:
         k = self.linear_k_up(latent).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         v = self.linear_v_up(latent).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         if k_rope is not None:
             k = torch.cat((k, k_rope.to(k.dtype).expand(-1, self.num_heads, -1, -1)), dim=-1)
-        return self.weighted_sum(q, k, v, *masking)
+        return self.weighted_sum(q, k, v, position, mask, self_attention)
 
-    def _absorbed(self, q: Tensor, latent: Tensor, k_rope: Tensor | None, *masking: Any) -> Tensor:
+    def _absorbed(
+        self,
+        q: Tensor,
+        latent: Tensor,
+        k_rope: Tensor | None,
+        position: Tensor | CachedPosition | None,
+        mask: Tensor | None,
+        self_attention: bool,
+    ) -> Tensor:
         w_uk = self.linear_k_up.weight.unflatten(0, (self.num_heads, -1))  # (h, qk_nope_head_dim, rank)
         w_uv = self.linear_v_up.weight.unflatten(0, (self.num_heads, -1))  # (h, v_head_dim, rank)
         shared = latent.unsqueeze(1)  # one head for all queries: (b, 1, t_k, rank)
@@ -151,5 +166,7 @@ class MLA(SoftmaxAttention):
 
         # Values are the latents too. The rotary columns ride along, so that keys and values are one tensor of one
         # width, which the fused kernels want, and are dropped after.
-        summed = self.weighted_sum(q, shared, shared, *masking, to_keys=to_latents)[..., : self.kv_lora_rank]
+        summed = self.weighted_sum(q, shared, shared, position, mask, self_attention, to_latents)[
+            ..., : self.kv_lora_rank
+        ]
         return summed @ w_uv.transpose(-1, -2)

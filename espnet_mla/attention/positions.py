@@ -49,7 +49,7 @@ def relative_shift(product: Tensor, time_k: int) -> Tensor:
 
 
 class CachedPosition:
-    """Sinusoids that come again with every chunk of every stream, and what the layers' linear_pos has made of them.
+    """Sinusoids that are the same for every chunk of every stream, and their projections by the layers' linear_pos.
 
     Args:
         sinusoids: (1, distances, d).
@@ -60,14 +60,13 @@ class CachedPosition:
         self._projected: dict[nn.Module, tuple[object, Tensor]] = {}
 
     def projected(self, linear_pos: nn.Linear) -> Tensor:
-        """What `linear_pos` makes of the sinusoids, made anew where its weight has changed."""
+        """The sinusoids projected by `linear_pos`, computed again where its weight has changed."""
         weight = linear_pos.weight
-        # Whether the weight of a quantised layer, or one made in inference mode, has changed can't be asked.
+        # A quantised weight, or one made in inference mode, does not tell whether it has changed.
         if torch.is_grad_enabled() or not isinstance(weight, Tensor) or weight.is_inference():
             return linear_pos(self.sinusoids)
         version = (weight.data_ptr(), weight._version, weight.dtype)
-        known, made = self._projected.get(linear_pos, (None, None))
-        if known != version:
-            made = linear_pos(self.sinusoids)
-            self._projected[linear_pos] = version, made
-        return made
+        cached = self._projected.get(linear_pos)
+        if cached is None or cached[0] != version:
+            cached = self._projected[linear_pos] = version, linear_pos(self.sinusoids)
+        return cached[1]

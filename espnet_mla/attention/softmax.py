@@ -11,6 +11,7 @@ The position term travels as an additive mask. What is saved, all of it exact:
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -82,11 +83,11 @@ def softmax_attention(
         if length == 0:
             outs.append(v.new_zeros(1, q.shape[1], time_, v.shape[-1]))
             continue
-        real = [x[row][..., :length, :] for x in rows]
+        q_row, k_row, v_row = (x[row][..., :length, :] for x in rows)
         row_term = None
         if term:
             row_term = PositionTerm(term_rows[row][..., :length, :], term.p[..., time_ - length : time_ + length - 1])
-        out = _attend_batch(*real, row_term, None, scale, dropout)
+        out = _attend_batch(q_row, k_row, v_row, row_term, None, scale, dropout)
         outs.append(nn.functional.pad(out, (0, 0, 0, time_ - length)))
     return torch.cat(outs)
 
@@ -114,7 +115,7 @@ def _attend_batch(
     if term is None:
         return _fused(q, k, v, mask, scale, dropout)
     time_q, time_k = q.shape[-2], k.shape[-2]
-    kernel = _fused
+    kernel: Callable[[Tensor, Tensor, Tensor, Tensor, float, float], Tensor] = _fused
     # A fully masked query needs the care that the fused kernels take.
     if mask is None and q.device.type == "cpu" and torch.is_grad_enabled() and term.q.requires_grad:
         kernel = _unfused

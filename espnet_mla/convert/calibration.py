@@ -1,4 +1,4 @@
-"""Calibration speech: a model run over some utterances, its decoder over their text too, while hooks look on."""
+"""Calibration speech: a model is run over some utterances, its decoder over their text, while hooks collect statistics."""
 
 from argparse import Namespace
 from collections.abc import Callable
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from espnet2.asr.espnet_model import ESPnetASRModel
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from espnet2.tasks.asr import ASRTask
-from torch import nn
 from tqdm import tqdm
 
 from espnet_mla.common.errors import UserError
@@ -51,11 +51,10 @@ class Calibration:
         """Of wav.scp."""
         return self.speech.path
 
-    def run(self, model: nn.Module, args: Namespace, what: str) -> CalibrationSummary:
-        """Run the model over every utterance; hooks see what happens.
+    def run(self, model: ESPnetASRModel, args: Namespace, what: str) -> CalibrationSummary:
+        """Run the model, with the hooks that are registered on it, over every utterance.
 
         Args:
-            model: ESPnetASRModel.
             args: its configuration.
             what: it is done for, beside the progress bar.
 
@@ -85,12 +84,13 @@ class Calibration:
 
     def _tokeniser(self, args: Namespace) -> Callable[[str], list[int]] | None:
         """What gives the token ids of an utterance's text; None where the decoder is not to be run."""
-        if self.texts is None:
+        texts = self.texts
+        if texts is None:
             return None
         preprocess = ASRTask.build_preprocess_fn(args, False)
         if preprocess is None:
             raise UserError("use_preprocessor: false: the text of the calibration speech can't be made tokens")
-        return lambda key: preprocess(key, {"text": self.texts[key]})["text"].tolist()
+        return lambda key: preprocess(key, {"text": texts[key]})["text"].tolist()
 
 
 def prepare(path: Path, utterances: int, args: Namespace, with_text: bool) -> Calibration:

@@ -4,7 +4,9 @@ With frames x, W = [W_k; W_v] and rank r, all ways look for W ~ U D with D (r, d
 values of it. They differ in what they call close; see `METHODS`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,7 +81,12 @@ def attention(weights: Weights, statistics: CalibrationStatistics) -> "OutputErr
     return OutputError(weights, statistics)
 
 
-METHODS = {"split": split, "joint": joint, "covariance": covariance, "attention": attention}
+METHODS: dict[str, Callable[[Weights, Any], "Split | Joint"]] = {
+    "split": split,
+    "joint": joint,
+    "covariance": covariance,
+    "attention": attention,
+}
 """Name -> function of weights and of calibration statistics, that gives an object with `spectrum` and `factors(rank)`."""
 
 

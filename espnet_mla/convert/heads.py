@@ -4,7 +4,9 @@ What the heads of a group have in common is energy, so their keys should mean th
 q_h may be rotated together without any score changing, and values together with the output. `aligned` makes use of that.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,32 +50,33 @@ def aligned(weights: Weights, statistics: CalibrationStatistics, kv_heads: int) 
     of a group differ by a rotation.
     """
     whiten, _ = square_root(with_ridge(statistics.covariance))
-    rotations = [
+    k_rotation, v_rotation = (
         torch.cat([_rotations(group @ whiten) for group in maps.chunk(kv_heads)]) for maps in (weights.k, weights.v)
-    ]
-    return _pooled(weights, kv_heads, *rotations, whiten, statistics.value_means)
+    )
+    return _pooled(weights, kv_heads, k_rotation, v_rotation, whiten, statistics.value_means)
 
 
-METHODS = {"mean": mean, "aligned": aligned}
+METHODS: dict[str, Callable[[Weights, Any, int], Pooled]] = {"mean": mean, "aligned": aligned}
 """Name -> function of weights, of calibration statistics, and of the number of groups."""
 
 
 def _pooled(
     weights: Weights, kv_heads: int, k_rotation: Tensor, v_rotation: Tensor, whiten: Tensor, means: Tensor | None
 ) -> Pooled:
-    each = len(weights.k) // kv_heads
+    group_size = len(weights.k) // kv_heads
     shared, lost, total = [], 0.0, 0.0
     for maps, rotation in ((weights.k, k_rotation), (weights.v, v_rotation)):
-        rotated = (rotation @ maps).unflatten(0, (kv_heads, each))
+        rotated = (rotation @ maps).unflatten(0, (kv_heads, group_size))
         pooled = rotated.mean(1)
         lost += ((rotated - pooled.unsqueeze(1)) @ whiten).square().sum().item()
         total += (rotated @ whiten).square().sum().item()
         shared.append(pooled)
-    lacking = weights.v - v_rotation.transpose(1, 2) @ shared[1].repeat_interleave(each, dim=0)
+    lacking = weights.v - v_rotation.transpose(1, 2) @ shared[-1].repeat_interleave(group_size, dim=0)
     shift = torch.zeros(weights.v[:, :, 0].numel(), dtype=torch.double)
     if means is not None:
         shift = (lacking @ means.unsqueeze(-1)).flatten()
-    return Pooled(*shared, k_rotation, v_rotation, shift, 1 - lost / total if total else 1.0)
+    k, v = shared
+    return Pooled(k, v, k_rotation, v_rotation, shift, 1 - lost / total if total else 1.0)
 
 
 def _rotations(maps: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from espnet2.asr.espnet_model import ESPnetASRModel
 from espnet2.legacy.nets.pytorch_backend.transformer.attention import (
     LegacyRelPositionMultiHeadedAttention,
     MultiHeadedAttention,
@@ -19,6 +20,9 @@ from espnet_mla.convert.heads import Pooled
 from espnet_mla.models.decoder import CachedMultiHeadedAttention, TransformerDecoder
 from espnet_mla.models.encoders import ENCODERS, AttentionChoice
 
+type SourceAttention = MultiHeadedAttention | MHA
+"""The multi-head attentions that can be converted; RelPositionMultiHeadedAttention is one."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -32,7 +36,7 @@ class Part:
     """
 
     name: str
-    attentions: dict[str, nn.Module]
+    attentions: dict[str, SourceAttention]
     conf: str
     kind: str
     options: str
@@ -50,7 +54,7 @@ class Part:
 _ESPNET_ONLY = ("zero_triu", "use_sdpa", "use_flash_attn", "qk_norm")
 
 
-def parts(model: nn.Module, names: Sequence[str], config: dict) -> list[Part]:
+def parts(model: ESPnetASRModel, names: Sequence[str], config: dict) -> list[Part]:
     """The parts of these names.
 
     Raises:
@@ -61,7 +65,7 @@ def parts(model: nn.Module, names: Sequence[str], config: dict) -> list[Part]:
     return [_PARTS[name](model, config) for name in names]
 
 
-def _encoder(model: nn.Module, config: dict) -> Part:
+def _encoder(model: ESPnetASRModel, config: dict) -> Part:
     encoder = model.encoder
     if not isinstance(encoder, AttentionChoice):
         raise UserError(f"encoder: {config['encoder']} can't be converted; what can is {', '.join(ENCODERS)}")
@@ -78,7 +82,7 @@ def _encoder(model: nn.Module, config: dict) -> Part:
     return Part("encoder", found, "encoder_conf", encoder.attention_key, "attention_conf")
 
 
-def _decoder(slot: str, model: nn.Module, config: dict) -> Part:
+def _decoder(slot: str, model: ESPnetASRModel, config: dict) -> Part:
     if model.decoder is None:
         raise UserError("model_conf: ctc_weight: 1.0: this model has no decoder to convert")
     if not isinstance(model.decoder, TransformerDecoder):
@@ -122,12 +126,12 @@ def _check(attention: nn.Module, key: str) -> None:
         raise UserError(f"{key}: zero_triu: true can't be converted: none of the attentions here has it")
 
 
-def heads_of(attention: nn.Module) -> int:
+def heads_of(attention: SourceAttention) -> int:
     """The number of heads, which ESPnet and we name differently."""
-    return attention.num_heads if isinstance(attention, Attention) else attention.h
+    return attention.num_heads if isinstance(attention, MHA) else attention.h
 
 
-def weights_of(attention: nn.Module) -> Weights:
+def weights_of(attention: SourceAttention) -> Weights:
     """What `factors` starts from."""
     heads = heads_of(attention)
     k, v = (
@@ -137,7 +141,7 @@ def weights_of(attention: nn.Module) -> Weights:
     return Weights(k, v, out)
 
 
-def as_mla(attention: nn.Module, factors: Factors) -> dict[str, Tensor]:
+def as_mla(attention: SourceAttention, factors: Factors) -> dict[str, Tensor]:
     """The parameters of the `mla` that takes the place of `attention`.
 
     The bias of linear_k adds the same to every score of a row, which softmax removes; that of linear_v comes out as it is,
@@ -151,13 +155,13 @@ def as_mla(attention: nn.Module, factors: Factors) -> dict[str, Tensor]:
     return _cast(state, attention)
 
 
-def as_gqa(attention: nn.Module, pooled: Pooled) -> dict[str, Tensor]:
+def as_gqa(attention: SourceAttention, pooled: Pooled) -> dict[str, Tensor]:
     """The parameters of the `gqa` that takes the place of `attention`: queries, positions and output rotated with the heads."""
     heads = heads_of(attention)
 
     def rotated(x: Tensor) -> Tensor:  # (h d_head, ...) of each head
-        x = x.detach().double().reshape(heads, pooled.k_turn.shape[1], -1)
-        return (pooled.k_turn @ x).flatten(0, 1)
+        x = x.detach().double().reshape(heads, pooled.k_rotation.shape[1], -1)
+        return (pooled.k_rotation @ x).flatten(0, 1)
 
     state = {
         "linear_q.weight": rotated(attention.linear_q.weight),
@@ -170,17 +174,17 @@ def as_gqa(attention: nn.Module, pooled: Pooled) -> dict[str, Tensor]:
     state["linear_k.weight"], state["linear_v.weight"] = pooled.k.flatten(0, 1), pooled.v.flatten(0, 1)
     for name in ("linear_k", "linear_v"):
         state[f"{name}.bias"] = torch.zeros(len(state[f"{name}.weight"]))
-    out = weights_of(attention).out @ pooled.v_turn.transpose(1, 2)  # (h, d_out, d_head)
+    out = weights_of(attention).out @ pooled.v_rotation.transpose(1, 2)  # (h, d_out, d_head)
     state["linear_out.weight"] = out.transpose(0, 1).flatten(1)
     state["linear_out.bias"] = _out_bias(attention, pooled.v_shift)
     return _cast(state, attention)
 
 
-def _copied(attention: nn.Module, *names: str) -> dict[str, Tensor]:
+def _copied(attention: SourceAttention, *names: str) -> dict[str, Tensor]:
     return {key: value for key, value in attention.state_dict().items() if key.split(".")[0] in names}
 
 
-def _out_bias(attention: nn.Module, shift: Tensor) -> Tensor:
+def _out_bias(attention: SourceAttention, shift: Tensor) -> Tensor:
     """The bias of linear_out that makes up for the bias of linear_v, and for `shift`."""
     weight, bias = (
         parameter.detach().double() for parameter in (attention.linear_out.weight, attention.linear_out.bias)
@@ -188,6 +192,6 @@ def _out_bias(attention: nn.Module, shift: Tensor) -> Tensor:
     return bias + weight @ (attention.linear_v.bias.detach().double() + shift)
 
 
-def _cast(state: dict[str, Tensor], attention: nn.Module) -> dict[str, Tensor]:
+def _cast(state: dict[str, Tensor], attention: SourceAttention) -> dict[str, Tensor]:
     dtype = attention.linear_out.weight.dtype
     return {key: value.to(dtype).contiguous() for key, value in state.items()}

@@ -2,9 +2,10 @@
 
 from argparse import Namespace
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from espnet2.asr.espnet_model import ESPnetASRModel
 from torch import Tensor, nn
 
 from espnet_mla.attention import attention_context
@@ -12,7 +13,7 @@ from espnet_mla.common.errors import UsageError
 from espnet_mla.common.log import log
 from espnet_mla.convert import calibration, factors, heads, layers
 from espnet_mla.convert.calibration import Calibration, CalibrationSummary
-from espnet_mla.convert.layers import Part
+from espnet_mla.convert.layers import Part, SourceAttention
 from espnet_mla.convert.spec import OPTION, ConversionSpec
 from espnet_mla.convert.statistics import CalibrationStatistics, StatisticsAccumulator
 from espnet_mla.models.caches import cache_of
@@ -26,12 +27,12 @@ class Converted:
     """What `convert` gives.
 
     Args:
-        model: ESPnet's, with the new attentions.
+        model: with the new attentions.
         config: its configuration, with the paths of the source's.
         record: of the conversion, in JSON's types.
     """
 
-    model: nn.Module
+    model: ESPnetASRModel
     config: dict
     record: dict
 
@@ -71,7 +72,12 @@ def convert(source: Source, spec: ConversionSpec) -> Converted:
         log(f"Without --calibration: method {spec.method}, which looks at the weights alone")
 
     old = {name: attention for part in parts for name, attention in part.attentions.items()}
-    statistics, summary = _collect_statistics(model, args, old, speech) if speech else (dict.fromkeys(old), None)
+    statistics: dict[str, CalibrationStatistics | None] = dict.fromkeys(old)
+    calibrated = None
+    if speech:
+        collected, summary = _collect_statistics(model, args, old, speech)
+        statistics.update(collected)
+        calibrated = {"wav_scp": str(speech.path), **summary._asdict()}
     config, state, energy = source.config, model.state_dict(), {}
     for part in parts:
         made = (_to_mla if spec.attention == "mla" else _to_gqa)(spec, part, statistics)
@@ -100,7 +106,6 @@ def convert(source: Source, spec: ConversionSpec) -> Converted:
         for part in parts
         for name in part.attentions
     ]
-    calibrated = {"wav_scp": str(speech.path), **summary._asdict()} if summary else None
     record = {"attention": spec.attention, "method": spec.method, "calibration": calibrated, "layers": records}
     return Converted(converted, config, record)
 
@@ -129,7 +134,7 @@ def _check_sizes(spec: ConversionSpec, part: Part) -> None:
 
 
 def _collect_statistics(
-    model: nn.Module, args: Namespace, attentions: dict[str, nn.Module], speech: Calibration
+    model: ESPnetASRModel, args: Namespace, attentions: dict[str, SourceAttention], speech: Calibration
 ) -> tuple[dict[str, CalibrationStatistics], CalibrationSummary]:
     """The calibration statistics of each attention, in one pass."""
     accumulators = {name: StatisticsAccumulator(attention) for name, attention in attentions.items()}
@@ -164,13 +169,15 @@ class Layer(NamedTuple):
 
 def _to_mla(spec: ConversionSpec, part: Part, statistics: dict[str, CalibrationStatistics | None]) -> dict[str, Layer]:
     method = factors.METHODS[spec.method]
-    found = {name: method(layers.weights_of(one), statistics[name]) for name, one in part.attentions.items()}
+    methods = {
+        name: method(layers.weights_of(attention), statistics[name]) for name, attention in part.attentions.items()
+    }
     if spec.sizes is None:
-        ranks = factors.allocate([one.spectrum for one in found.values()], _total_rank(spec, part))
+        ranks = factors.allocate([one.spectrum for one in methods.values()], _total_rank(spec, part))
     else:
         ranks = _of_each(spec.sizes, part)
     new = {}
-    for (name, one), rank in zip(found.items(), ranks, strict=True):
+    for (name, one), rank in zip(methods.items(), ranks, strict=True):
         made = one.factors(rank)
         log(f"{name}: rank {rank} of {len(one.spectrum)}, energy kept {made.energy:.4f}")
         new[name] = Layer(rank, layers.as_mla(part.attentions[name], made), made.energy)
@@ -179,7 +186,7 @@ def _to_mla(spec: ConversionSpec, part: Part, statistics: dict[str, CalibrationS
 
 def _to_gqa(spec: ConversionSpec, part: Part, statistics: dict[str, CalibrationStatistics | None]) -> dict[str, Layer]:
     method, new = heads.METHODS[spec.method], {}
-    for (name, attention), kv_heads in zip(part.attentions.items(), _of_each(spec.sizes, part), strict=True):
+    for (name, attention), kv_heads in zip(part.attentions.items(), _of_each(spec.sizes or [1], part), strict=True):
         made = method(layers.weights_of(attention), statistics[name], kv_heads)
         log(f"{name}: {kv_heads} of {layers.heads_of(attention)} kv heads, energy kept {made.energy:.4f}")
         new[name] = Layer(kv_heads, layers.as_gqa(attention, made), made.energy)
@@ -192,15 +199,16 @@ def _of_each(sizes: list[int], part: Part) -> list[int]:
 
 def _total_rank(spec: ConversionSpec, part: Part) -> int:
     """How many numbers a frame --kv_budget leaves for all layers of a part together."""
+    assert spec.kv_budget is not None  # where `sizes` is None
     return round(spec.kv_budget * sum(2 * attention.linear_out.out_features for attention in part.attentions.values()))
 
 
-def _bytes_per_frame(attention: nn.Module) -> int:
+def _bytes_per_frame(attention: Any) -> int:
     return cache_of(attention, torch.zeros(1, 1, attention.linear_out.out_features)).nbytes_per_frame
 
 
 def _compare(
-    model: nn.Module, args: Namespace, pairs: dict[str, tuple[nn.Module, nn.Module]], speech: Calibration
+    model: ESPnetASRModel, args: Namespace, pairs: dict[str, tuple[nn.Module, nn.Module]], speech: Calibration
 ) -> dict[str, float]:
     """The relative error of each new attention's output, given what the old one is given: ||new - old|| / ||old||."""
     sums = {name: [0.0, 0.0] for name in pairs}

@@ -4,8 +4,10 @@ import math
 from dataclasses import dataclass
 
 import torch
+from espnet2.legacy.nets.pytorch_backend.transformer.attention import MultiHeadedAttention
 from torch import Tensor, nn
 
+from espnet_mla.attention.gqa import MHA
 from espnet_mla.attention.positions import relative_shift
 
 
@@ -44,9 +46,9 @@ class StatisticsAccumulator:
         attention: ESPnet's MultiHeadedAttention, its RelPositionMultiHeadedAttention, or our `mha`.
     """
 
-    def __init__(self, attention: nn.Module):
+    def __init__(self, attention: MultiHeadedAttention | MHA):
         weights = {name: parameter.detach().double() for name, parameter in attention.named_parameters()}
-        self.heads = getattr(attention, "h", None) or attention.num_heads
+        self.heads: int = attention.num_heads if isinstance(attention, MHA) else attention.h
         self.weights = weights
         self.v_out = torch.einsum(  # (h, d_out, d): what the output makes of a frame by each head's values
             "ohc,hcd->hod",

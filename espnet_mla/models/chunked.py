@@ -6,6 +6,7 @@ Those modules are its attentions and its convolutions along time. Everything els
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class MaskedChunks:
 
     def convolve(self, conv: "ChunkConv1d", x: Tensor) -> Tensor:
         """Each chunk with the frames before it, and with zeros after it, in one pass: (b, channels, t) -> the same."""
-        time, size, left = x.shape[-1], self.chunks.size, conv.half
+        time, size, left = x.shape[-1], self.chunks.size, conv.reach
         x = nn.functional.pad(x, (left, -time % size)).unfold(-1, left + size, size)
         batch, channels, chunks, _ = x.shape  # the last axis: left + size
         x = nn.functional.pad(x.transpose(1, 2).flatten(0, 1), (0, conv.kernel_size[0] - 1 - left))
@@ -50,12 +51,12 @@ class ChunkConv1d(nn.Conv1d):
         return new
 
     @property
-    def half(self) -> int:
-        """The frames that it sees on each side."""
-        return self.padding[0]
+    def reach(self) -> int:
+        """Frames of input on each side that a frame of output depends on."""
+        return self.kernel_size[0] // 2
 
     def convolve_valid(self, x: Tensor) -> Tensor:
-        """Without padding: (b, channels, t + 2 half) -> (b, channels, t)."""
+        """Without padding: (b, channels, t + 2 reach) -> (b, channels, t)."""
         return nn.functional.conv1d(x, self.weight, self.bias, groups=self.groups)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -167,7 +168,7 @@ class ChunkStep:
     def __init__(
         self,
         stream: StreamState,
-        names: Mapping[nn.Module, str],
+        names: Mapping[Any, str],
         lengths: Sequence[int],
         position: CachedPosition | None,
         device: torch.device,
@@ -195,5 +196,5 @@ class ChunkStep:
         """The chunk with the cached frames before it, and with zeros after it."""
         name = self._names[conv]
         x = torch.cat((self._before.convolution[name], x), dim=-1)
-        self.convolution[name] = x[..., x.shape[-1] - conv.half :].clone()
-        return conv.convolve_valid(nn.functional.pad(x, (0, conv.kernel_size[0] - 1 - conv.half)))
+        self.convolution[name] = x[..., x.shape[-1] - conv.reach :].clone()
+        return conv.convolve_valid(nn.functional.pad(x, (0, conv.kernel_size[0] - 1 - conv.reach)))

@@ -6,6 +6,7 @@ and shared by its hypotheses, those of the tokens grow by one a step. Parameters
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -81,7 +82,8 @@ class CachedMultiHeadedAttention(MultiHeadedAttention):
     def attend(self, query: Tensor, kv: FrameCache, position: None, mask: Tensor | None) -> Tensor:
         """As `espnet_mla.attention.Attention.attend`."""
         q = self.q_norm(self._heads(self.linear_q(query)))
-        out = softmax_attention(q, *kv.tensors, None, mask, 1 / math.sqrt(self.d_k), 0.0, self_attention=False)
+        k, v = kv.tensors
+        out = softmax_attention(q, k, v, None, mask, 1 / math.sqrt(self.d_k), 0.0, self_attention=False)
         return self.linear_out(out.transpose(1, 2).flatten(-2))
 
     def forward(self, query, key, value, mask, expand_kv=False):
@@ -221,12 +223,12 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         """One state of all hypotheses, whose source is this encoder output."""
         if isinstance(states, DecodingState):
             state = states
-        elif states[0] is None:
+        elif not (known := [state for state in states if state is not None]):
             state = self.batch_init_state(xs[:1] if xs.stride(0) == 0 else xs)
-        elif all(other.tokens is states[0].tokens for other in states):
-            state = replace(states[0], rows=torch.cat([other.rows for other in states]))
+        elif all(other.tokens is known[0].tokens for other in known):
+            state = replace(known[0], rows=torch.cat([other.rows for other in known]))
         else:
-            state = replace(states[0], tokens=[], earlier=())
+            state = replace(known[0], tokens=[], earlier=())
         encoded = xs[:: len(xs) // len(state.encoded)]
         if not _same(encoded, state.encoded):  # speech that is still coming in
             state = replace(state, source=self._source(encoded), encoded=encoded)
@@ -240,10 +242,11 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         rows, tokens = state.rows, state.tokens
         for length in range(len(tokens[0]) + 1 if tokens else 1, ys.shape[1] + 1):
             x = self.embed(ys[:, :length])[:, -1:]
-            pasts = [Past(cache, rows) for cache in tokens or [None] * len(self.decoders)]
+            caches: Sequence[FrameCache | None] = tokens or [None] * len(self.decoders)
+            pasts = [Past(cache, rows) for cache in caches]
             for layer, source, past in zip(self.decoders, state.source, pasts, strict=True):
                 x, *_ = layer(x, past, source, mask)
-            tokens = [past.cache for past in pasts]
+            tokens = [past.cache for past in pasts if past.cache is not None]
             rows = torch.arange(len(ys), device=ys.device)
         self.cache_bytes = CacheBytes(
             max(self.cache_bytes.self_attention, sum(kv.nbytes for kv in tokens)),

@@ -59,11 +59,13 @@ class AttentionChoice(StreamingEncoder):
 
     attention_key: ClassVar[str]
     position_kinds: ClassVar[tuple[str, ...]] = tuple(_ESPNET_POSITION)
+    __signature__: ClassVar[inspect.Signature]
+    _espnet_keys: ClassVar[frozenset[str]]
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         espnets = cls.__bases__[1]
-        ours = {cls.attention_key: "selfattn", "attention_conf": {}, "streaming": None}
+        ours: dict[str, object] = {cls.attention_key: "selfattn", "attention_conf": {}, "streaming": None}
         cls.__signature__ = extended(espnets, ours)
         cls._espnet_keys = frozenset(inspect.signature(espnets).parameters)
 
@@ -150,7 +152,7 @@ class AttentionChoice(StreamingEncoder):
             setattr(owner, name, conformer_encoder.ScaledPositionalEncoding(size, dropout_rate))
 
 
-def _position_embedding(embed: nn.Module | None, input_layer: Any) -> tuple[nn.Module, str]:
+def _position_embedding(embed: Any, input_layer: Any) -> tuple[nn.Module, str]:
     """The module and the attribute that hold ESPnet's position embedding."""
     if hasattr(embed, "pos_enc"):
         return embed, "pos_enc"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from espnet2.asr.encoder.abs_encoder import AbsEncoder
 from torch import Tensor, nn
 
 from espnet_mla.attention import ALL, Attention, CachedPosition, Chunks, using_context
@@ -14,7 +15,7 @@ _KEYS = ("chunk_size", "left_chunks", "dynamic_chunk_sizes")
 _RANGE = ("min", "max", "full_context")
 
 # What can't be had in chunks: key of the encoder's configuration -> the values that can, and why no others.
-_CHUNKED = {
+_CHUNKED: dict[str, tuple[tuple, str]] = {
     "pos_enc_layer_type": (("rel_pos", "rope"), "a stream has no end that positions could be counted up to"),
     "input_layer": (
         ("conv2d", "conv2d1", "conv2d2", "conv2d6", "conv2d8", "conv1d1", "conv1d2", "conv1d3", "linear"),
@@ -108,7 +109,7 @@ def left_chunks(value: object, key: str = "streaming: left_chunks") -> int:
     return value
 
 
-class StreamingEncoder:
+class StreamingEncoder(AbsEncoder):
     """Mixed in before one of ESPnet's encoders, adds chunked attention and chunk-by-chunk inference where `streaming` is given.
 
     Attributes:
@@ -200,7 +201,7 @@ class StreamingEncoder:
         attention, convolution = {}, {}
         for module, name in self._cached_modules().items():
             if isinstance(module, ChunkConv1d):
-                convolution[name] = like.new_zeros(rows, module.in_channels, module.half)
+                convolution[name] = like.new_zeros(rows, module.in_channels, module.reach)
             else:
                 with torch.no_grad():
                     attention[name] = module.project_kv(no_frames)
@@ -316,7 +317,7 @@ class StreamingEncoder:
     def _attentions(self) -> list[Attention]:
         return [module for module in self.encoders.modules() if isinstance(module, Attention)]
 
-    def _cached_modules(self) -> dict[nn.Module, str]:
+    def _cached_modules(self) -> dict[Attention | ChunkConv1d, str]:
         """Each attention and convolution that a stream state has a cache for -> its name."""
         return {
             module: name

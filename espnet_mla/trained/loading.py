@@ -75,7 +75,9 @@ def _strict_state_dicts(model_file: Path, use_adapter: bool) -> Iterator[None]:
     try:
         yield
     except UnsafeLoadRefusedError:
-        raise UserError(f"{model_file} holds no model: it is no whole file of parameters that PyTorch has saved") from None
+        raise UserError(
+            f"{model_file} holds no model: it is no whole file of parameters that PyTorch has saved"
+        ) from None
     except RuntimeError as error:
         if "loading state_dict" not in str(error):
             raise

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from packaging.version import Version
 
@@ -56,7 +57,7 @@ def locate(
 
 
 def _downloaded(tag: str) -> Path:
-    """What espnet_model_zoo gets for a tag: a folder from the hub, or an archive."""
+    """What espnet_model_zoo downloads for a tag: a folder from the hub, or an archive."""
     if not _ON_THE_HUB.fullmatch(tag) or tag.endswith(".zip") and "://" not in tag:
         raise UserError(f"{tag} does not exist: {_VALID}")
     from espnet_model_zoo.downloader import ModelDownloader
@@ -101,7 +102,7 @@ def _other_models(folder: Path, option: str) -> str:
     return f"; {option} may be {', '.join(models)}" if models else ""
 
 
-def with_files(value: object, root: Path, named: Callable[[Path], str] = str) -> object:
+def with_files(value: Any, root: Path, named: Callable[[Path], str] = str) -> Any:
     """A configuration in which every file below `root` has another name: its whole path, or what `named` makes of that.
 
     A list of tokens stays as it is: a token may be spelt like a file.

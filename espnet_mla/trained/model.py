@@ -6,11 +6,11 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
+from espnet2.asr.espnet_model import ESPnetASRModel
 from espnet2.tasks.asr import ASRTask
-from torch import nn
 
 from espnet_mla.common.errors import UserError
 from espnet_mla.common.units import hertz
@@ -40,7 +40,7 @@ class Source:
     root: Path
     packed: bool
 
-    def load(self) -> tuple[nn.Module, Namespace]:
+    def load(self) -> tuple[ESPnetASRModel, Namespace]:
         """ESPnet's model, for inference, and its configuration with whole paths.
 
         Raises:
@@ -51,7 +51,7 @@ class Source:
             raise UserError(f"{self.config_file}: frontend: null: this model takes features, here only audio is read")
         return model.eval(), args
 
-    def speech2text(self, **options: object) -> "Speech2Text":
+    def speech2text(self, **options: Any) -> "Speech2Text":
         """ESPnet's recogniser, with its options.
 
         Raises:
@@ -83,6 +83,7 @@ def find(config_file: str | None, model_file: str | None, model_tag: str | None)
         root, files, packed = locate(model_tag, MODEL_FILE, "--asr_model_file")
         config, model = files["asr_train_config"], files["asr_model_file"]
     else:
+        assert model_file is not None
         model = Path(model_file)
         config = Path(config_file or model.parent / "config.yaml")
         for path in (model, config):
@@ -97,7 +98,7 @@ def sampling_rate(config: Mapping) -> int:
     return hertz(str((config.get("frontend_conf") or {}).get("fs", 16000)))
 
 
-def build(config: dict, name: str, model_file: Path | None = None) -> tuple[nn.Module, Namespace]:
+def build(config: dict, name: str, model_file: Path | None = None) -> tuple[ESPnetASRModel, Namespace]:
     """Build ESPnet's model.
 
     Args:
@@ -111,7 +112,10 @@ def build(config: dict, name: str, model_file: Path | None = None) -> tuple[nn.M
     Raises:
         UserError: ESPnet can't build it, or the parameters do not fit.
     """
-    config = {**config, "init": None}  # the parameters come from a file, and ESPnet may no longer have the initialisation
+    config = {
+        **config,
+        "init": None,
+    }  # the parameters come from a file, and ESPnet may no longer have the initialisation
     with _written(config) as path, strict_loading():
         try:
             return ASRTask.build_model_from_file(path, model_file)

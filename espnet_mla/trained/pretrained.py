@@ -3,7 +3,7 @@
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def from_pretrained(
-    source: str | os.PathLike[str], *, inference_asr_model: str = MODEL_FILE, **options: object
+    source: str | os.PathLike[str], *, inference_asr_model: str = MODEL_FILE, **options: Any
 ) -> "Speech2Text":
     """Load a trained model with the plugin registered; see `espnet_mla.from_pretrained`."""
     root, files, _ = locate(source, inference_asr_model)

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from espnet_mla.attention.base import SoftmaxAttention, rotate_window
 from espnet_mla.attention.cache import FrameCache
+from espnet_mla.attention.positions import CachedPosition
 
 
 class GQA(SoftmaxAttention):

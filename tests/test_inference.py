@@ -40,7 +40,9 @@ def heard(*inference_args):
     decode(at)
     scoring.score("dump/raw/test", at.decode_dir("test"), ["wer"])
     results = scoring.write_results(at.asr_exp).read_text()
-    return at, results.partition("### Latency\n\n|dataset|attention context|\n|---|---|\n")[2].split("\n\n")[0].splitlines()
+    return at, results.partition("### Latency\n\n|dataset|attention context|\n|---|---|\n")[2].split("\n\n")[
+        0
+    ].splitlines()
 
 
 def test_results_name_the_latency_of_every_decoding(folder):
@@ -50,9 +52,7 @@ def test_results_name_the_latency_of_every_decoding(folder):
     )
     assert rows == [default]
     asked, rows = heard("--chunk_size 8 --left_chunks -1")
-    other = (
-        f"|{asked.inference_tag}/test|chunks of 8 frames, all left chunks: latency 356 ms (320 ms chunk, 36 ms look-ahead)|"
-    )
+    other = f"|{asked.inference_tag}/test|chunks of 8 frames, all left chunks: latency 356 ms (320 ms chunk, 36 ms look-ahead)|"
     assert "chunk_size8_left_chunks-1" in asked.inference_tag
     assert sorted(rows) == sorted([default, other])
     scores = {(layout_.decode_dir("test") / "score").read_text() for layout_ in (at, asked)}

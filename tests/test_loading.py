@@ -78,7 +78,7 @@ WRONG = {
     "another rank": (change(attention_conf={"kv_lora_rank": 4}), "size mismatch for encoder.encoders.0.attn"),
     "a training checkpoint": (
         save(lambda state: {"model": state, "optimizers": [], "reporter": {}, "schedulers": [], "scaler": None}),
-        f"{MODEL} is a training checkpoint, from which training goes on: a file with parameters alone is needed",
+        f"{MODEL} is a training checkpoint, which training resumes from: a file with parameters alone is needed",
     ),
     "no parameters": (save(lambda state: {"a": 1}), f"{MODEL} holds no model: a file with parameters alone is needed"),
     "not a number": (

@@ -119,7 +119,7 @@ def test_what_does_not_exist_is_named_with_what_is_valid(source):
 
 def test_a_model_that_the_hub_does_not_give_is_named_with_the_reason(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"nobody/nothing is neither here nor can it be had .* \(.+\): valid"):
+    with pytest.raises(UserError, match=r"nobody/nothing is neither a local file nor available .* \(.+\): valid"):
         espnet_mla.from_pretrained("nobody/nothing")
 
 

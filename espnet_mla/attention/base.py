@@ -13,12 +13,12 @@ from espnet_mla.attention.context import attention_context
 from espnet_mla.attention.positions import CachedPosition, rotate
 from espnet_mla.attention.softmax import PositionTerm, softmax_attention
 
-# The values of ESPnet's pos_enc_layer_type. The absolute ones are added before the first layer: an attention sees none.
+# The values of ESPnet's pos_enc_layer_type. Absolute positions are added before the first layer, not in the attention.
 POSITIONS = ("rel_pos", "abs_pos", "scaled_abs_pos", "rope")
 
 
 class Attention(nn.Module):
-    """An attention as two functions: what it keeps of the past, and what it does with it.
+    """An attention as two functions: `project_kv` makes the cache of some frames, `attend` uses it.
 
     Shape letters: b batch, t_q queries, t_k keys, d d_model, h heads.
 
@@ -52,7 +52,7 @@ class Attention(nn.Module):
         return type(self).__name__.lower()
 
     def project_kv(self, x: Tensor, mask: Tensor | None = None) -> Cache:
-        """Make what is kept of the frames x.
+        """Make the cache of the frames x.
 
         Args:
             x: (b, t, d).
@@ -87,7 +87,7 @@ class Attention(nn.Module):
         raise NotImplementedError
 
     def attend_in_chunks(self, x: Tensor, position: Tensor | None, mask: Tensor | None, chunks: Chunks) -> Tensor:
-        """Attend from every frame of x (b, t, d) to what it sees where the utterance is cut, all chunks in one pass.
+        """Attend from every frame of x (b, t, d) to the chunks that are visible to it, all chunks in one masked pass.
 
         Args:
             position: as in `attend`, of t queries and t keys.

@@ -1,4 +1,4 @@
-"""What an attention keeps of the past: a window of frames, or one running state.
+"""The caches of attentions: a window of frames, or one running state.
 
 Both are immutable: every method returns a new cache and leaves the old one valid, so that hypotheses and streams can
 share a common past. No cache holds positions; they are given out when it is attended to (see `positions`).
@@ -91,8 +91,8 @@ class FrameCache:
 class RunningState:
     """The sums of linear attention over all frames so far: its size does not grow with them.
 
-    With rope, keys are rotated by their distance to the last frame seen, which keeps the angles small however long a
-    stream runs: appending n frames turns what was there back by n.
+    With rope, keys are rotated by their distance to the latest frame, so that angles stay small however long a stream
+    runs: appending n frames rotates the past back by n.
 
     Args:
         numerator: sum of phi(k) v^T, (batch, heads, d_head, d_head).
@@ -107,7 +107,7 @@ class RunningState:
     rotated: bool
 
     def __len__(self) -> int:
-        """The number of frames seen."""
+        """The number of frames summed."""
         return self.frames
 
     @property
@@ -156,23 +156,30 @@ class RunningState:
 
     @property
     def nbytes_per_frame(self) -> int:
-        """0: nothing is kept for a frame."""
+        """0: the state does not grow with frames."""
         return 0
 
 
 class Cache(Protocol):
-    """What both have in common; see there."""
+    """What `FrameCache` and `RunningState` have in common."""
 
     def __len__(self) -> int: ...
+
     @property
     def rows(self) -> int: ...
+
     def append(self, other: Self) -> Self: ...
+
     def select(self, rows: Tensor) -> Self: ...
+
     @staticmethod
     def join(caches: Sequence) -> "Cache": ...
+
     def keep_last(self, frames: int) -> Self: ...
+
     @property
     def nbytes(self) -> int: ...
+
     @property
     def nbytes_per_frame(self) -> int: ...
 

@@ -1,4 +1,4 @@
-"""How an utterance is cut into chunks, and which frames then see which."""
+"""Chunks: how an utterance is cut, and the attention mask that follows."""
 
 from dataclasses import dataclass
 
@@ -11,11 +11,11 @@ ALL = -1
 
 @dataclass(frozen=True)
 class Chunks:
-    """How an utterance is cut: a frame sees its own chunk whole, and some chunks before it (U2, arXiv 2012.05481).
+    """A chunked attention mask: a frame attends to its whole chunk and to some left chunks (U2, arXiv 2012.05481).
 
     Args:
         size: frames of a chunk, or `ALL`.
-        left: chunks before its own that a frame sees, or `ALL`.
+        left: left chunks that a frame attends to, or `ALL`.
     """
 
     size: int
@@ -23,17 +23,17 @@ class Chunks:
 
     @property
     def window(self) -> int | None:
-        """Frames before its own chunk that a frame sees; None for all of them."""
+        """Frames of left context before the chunk; None where it is unbounded."""
         return None if ALL in (self.size, self.left) else self.left * self.size
 
     def mask(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Where the frames x (b, t, d) see each other. Not for a size of `ALL`.
+        """The attention mask of the frames x (b, t, d). Not for a size of `ALL`.
 
         Args:
             mask: (b, 1, t), true for real frames, or None.
 
         Returns:
-            (b or 1, t, t), true where the frame of the row sees that of the column.
+            (b or 1, t, t), true where the frame of the row attends to that of the column.
         """
         chunk = torch.arange(x.shape[1], device=x.device) // self.size
         chunks_back = chunk.unsqueeze(1) - chunk

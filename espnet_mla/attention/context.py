@@ -1,9 +1,9 @@
-"""Which frames the self-attentions of an encoder see, where that is not the whole utterance."""
+"""The attention context: which frames the self-attentions of an encoder attend to, where that is not the utterance."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -12,10 +12,13 @@ if TYPE_CHECKING:
 
 
 class AttentionContext(Protocol):
-    """How a self-attention attends, where its frames do not see the whole utterance."""
+    """How self-attentions attend and convolutions convolve, where frames do not have full context."""
 
     def attend(self, attention: "Attention", x: Tensor, position: Tensor | None, mask: Tensor | None) -> Tensor:
         """Attend from the frames x (batch, time, d); the other arguments are those of the attention's call."""
+
+    def convolve(self, conv: Any, x: Tensor) -> Tensor:
+        """Apply a convolution along time to x (batch, channels, time)."""
 
 
 # A context variable and not an attribute of the modules: an encoder may be run by several threads at once, and the

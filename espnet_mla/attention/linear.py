@@ -25,7 +25,7 @@ class Linear(Attention):
 
     out_i = phi(q_i)^T sum_j phi(k_j) v_j^T / (phi(q_i)^T sum_j phi(k_j)), padding being left out of both sums. With rope
     phi(q_i) and phi(k_j) of the numerator are rotated (Su et al. 2021, eq. 19), the denominator stays positive.
-    Relative positions can't be had: they are added to a score matrix, which is never made here.
+    Relative positions are impossible: they are added to a score matrix, which is never materialised here.
 
     Raises:
         ValueError: a size does not divide, or `position` is rel_pos.

@@ -13,18 +13,18 @@ class MLA(SoftmaxAttention):
 
     ::
 
-        c_j = W_dkv x_j                                    kept: kv_lora_rank numbers                  (eq. 9)
+        c_j = W_dkv x_j                                    cached: kv_lora_rank numbers                (eq. 9)
         k_j = W_uk c_j,  v_j = W_uv c_j                    all heads, made anew from c_j               (eq. 10, 11)
         kr_j = rope(W_kr x_j)                              with rope only: one key for all heads       (eq. 15)
         score = (q_i . k_j + qr_i . kr_j) / sqrt(qk_nope_head_dim + qk_rope_head_dim)                  (eq. 18)
 
     With relative positions the score is that of `SoftmaxAttention`, its key k_j carrying no position, so nothing but
-    c_j is kept. The paper normalises c_j (RMSNorm, with `kv_norm`); by default it stays as it is, so that an MHA layer
+    c_j is cached. The paper normalises c_j (RMSNorm, with `kv_norm`); by default it stays as it is, so that an MHA layer
     becomes this one exactly by factorising [W_k; W_v].
 
-    It is computed in one of two equal forms, which agree to rounding: expanded makes k and v and attends to them; absorbed carries
-    the query into the latent space, q_i W_uk, and applies W_uv to the weighted sum of latents (the paper's section
-    2.1.2, last paragraph). The cheaper one is chosen by counting multiplications.
+    It is computed in one of two equal forms, which agree to rounding: expanded makes k and v and attends to them;
+    absorbed carries the query into the latent space, q_i W_uk, and applies W_uv to the weighted sum of latents (the
+    paper's section 2.1.2, last paragraph). The cheaper one is chosen by counting multiplications.
 
     Args:
         kv_lora_rank: size of c_j.
@@ -32,7 +32,7 @@ class MLA(SoftmaxAttention):
         qk_nope_head_dim: size of a head's q and k without position; default d_head, less qk_rope_head_dim with rope.
         qk_rope_head_dim: with rope, the size of kr_j; default d_head / 2.
         v_head_dim: size of a head's v; default d_head.
-        kv_norm: normalise c_j before it is kept.
+        kv_norm: normalise c_j before it is cached.
         Others as in `Attention`.
 
     Raises:

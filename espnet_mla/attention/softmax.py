@@ -2,7 +2,7 @@
 
 The position term travels as an additive mask. What is saved, all of it exact:
 
-- a block of queries sees only the distances that it needs, half of those that all queries see together, and on a CPU
+- a block of queries is scored for only the distances that it needs, half of those of all queries together, and on a CPU
   its mask stays in the cache;
 - where padding stands at the end, as it does in every batch of utterances, on a CPU each utterance is computed alone at
   its own length: nothing is computed of padding, and no mask is made for it;

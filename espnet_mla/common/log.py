@@ -1,4 +1,4 @@
-"""What the recipe tells its user: lines with the time, as ESPnet's scripts print them, and elapsed times."""
+"""Log lines with the time, in the form of ESPnet's scripts."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""No process outlives the one that has started it: a killed run leaves none behind that would go on writing."""
+"""Processes end with the one that started them: a killed run leaves none behind that would go on writing."""
 
 import ctypes
 import os

@@ -14,7 +14,7 @@ from torch import Tensor
 from espnet_mla.convert.statistics import CalibrationStatistics
 
 RIDGE = 1e-6  # of the mean variance, for directions in which the calibration speech never went
-# L-BFGS goes on in rounds, each from orthonormal latents, in which it is less often caught in a narrow valley.
+# L-BFGS restarts in rounds from orthonormal latents, where it is less often caught in a narrow valley.
 ROUNDS, STEPS = 8, 50  # at most
 SETTLED = 1e-3  # of what is lost: a round that brings less is the last
 
@@ -250,7 +250,7 @@ def square_root(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def allocate(spectra: list[Tensor], total: int) -> list[int]:
     """Give each layer the rank that its spectrum deserves, after CARE's adjusted-rank allocation (arXiv 2603.17946).
 
-    One dimension after the other goes to the layer of whose energy it keeps the largest share.
+    One dimension after the other goes to the layer of whose energy it captures the largest share.
 
     Args:
         spectra: of each layer the energy of each further dimension, (d,). Where they fall, as those of all methods but

@@ -1,4 +1,4 @@
-"""convert(): the model of an experiment with other attentions, and a record of what each layer kept."""
+"""convert(): the model of an experiment with other attentions, and a record of each layer's energy and error."""
 
 from argparse import Namespace
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a conversion is asked for."""
+"""The specification of a conversion."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +11,12 @@ METHODS = {
 }
 """Attention -> its methods, the best last, and whether each needs calibration speech. `factors` and `heads` have them."""
 OPTION = {"mla": "kv_lora_rank", "gqa": "num_kv_heads"}
-"""Attention -> the option that says how much is kept."""
+"""Attention -> the option that sets the size of its cache."""
 
 
 @dataclass(frozen=True)
 class ConversionSpec:
-    """What a conversion is asked for.
+    """The specification of a conversion.
 
     Args:
         attention: mla or gqa.
@@ -25,7 +25,7 @@ class ConversionSpec:
         sizes: kv_lora_rank or num_kv_heads, of all layers or of each; None where `kv_budget` decides.
         kv_budget: the share of the cache to keep, or None.
         calibration: a wav.scp, or None.
-        utterances: how many of it to look at.
+        utterances: how many of its utterances to use.
     """
 
     attention: str

@@ -1,7 +1,7 @@
 """ESPnet's CTC prefix scores for beam search (Watanabe et al. 2017, algorithm 2), without its loop over frames.
 
 ESPnet walks the frames for every candidate of every hypothesis. Two things make that unnecessary: the prefix
-probability of a candidate is one sum over frames, and only the candidates that the beam keeps need their forward
+probability of a candidate is one sum over frames, and only the candidates that survive pruning need their forward
 probabilities, whose recursion r_t = (r_{t-1} + phi_{t-1}) x_t is linear, so that with X_t = x_1 ... x_t it is
 r_t = X_t (r_0 + sum_{s <= t} phi_{s-1} / X_{s-1}). In logarithms and float64. The window of frames is ESPnet's.
 """
@@ -17,7 +17,7 @@ _NUMBERS = 1 << 22
 
 
 @dataclass(frozen=True)
-class Forward:
+class ForwardVariables:
     """Log forward probabilities of prefixes.
 
     Args:
@@ -34,20 +34,20 @@ class Forward:
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """Which candidates of a step the beam has kept; their forward probabilities are made when they are scored next.
+class PrunedState:
+    """The candidates of a step that survived pruning; their forward probabilities are computed when they are scored next.
 
     Args:
         step: the prefixes of that step, their last labels (prefixes,), their number of labels, the window's start and
             end, and the log prefix probabilities (prefixes, labels) of the candidates.
-        rows, labels: (int64, one axis) prefix and label of each candidate that was kept.
+        rows, labels: (int64, one axis) prefix and label of each surviving candidate.
     """
 
-    step: tuple[Forward, Tensor, int, int, int, Tensor]
+    step: tuple[ForwardVariables, Tensor, int, int, int, Tensor]
     rows: Tensor
     labels: Tensor
 
-    def select(self, rows: slice) -> "Chosen":
+    def select(self, rows: slice) -> "PrunedState":
         """Only these."""
         return replace(self, rows=self.rows[rows], labels=self.labels[rows])
 
@@ -100,14 +100,14 @@ class PrefixScorer(CTCPrefixScorer):
         psi = torch.full((len(y), impl.odim), impl.logzero, dtype=total.dtype, device=y.device)
         if ids is None:
             at_a_time = max(1, _NUMBERS // (impl.odim * (end - start + 1)))
-            every = torch.arange(impl.odim, device=y.device)
+            labels = torch.arange(impl.odim, device=y.device)
             for begin in range(0, len(y), at_a_time):
-                some = slice(begin, begin + at_a_time)
-                psi[some] = self._prefix(
-                    self.table[utterance[some]],
-                    every == last[some, None],
-                    total[some],
-                    prefix.blank[some],
+                block = slice(begin, begin + at_a_time)
+                psi[block] = self._prefix(
+                    self.table[utterance[block]],
+                    labels == last[block, None],
+                    total[block],
+                    prefix.blank[block],
                     length,
                     start,
                     end,
@@ -124,29 +124,29 @@ class PrefixScorer(CTCPrefixScorer):
 
     def select_state(self, state, i: int, new_id: int | None = None):
         """The state of hypothesis i, or of its candidate new_id."""
-        if isinstance(state, Chosen):
+        if isinstance(state, PrunedState):
             return state.select(slice(i, i + 1))
         if isinstance(state, tuple) and len(state) == 6:
             device = state[1].device
-            return Chosen(state, torch.tensor([i], device=device), torch.tensor([new_id], device=device))
+            return PrunedState(state, torch.tensor([i], device=device), torch.tensor([new_id], device=device))
         return super().select_state(state, i, new_id)
 
-    def batch_select_state(self, state: tuple, best_ids: Tensor) -> Chosen:
-        """The state of the hypotheses that beam pruning has kept.
+    def batch_select_state(self, state: tuple, best_ids: Tensor) -> PrunedState:
+        """The state of the hypotheses that survived pruning.
 
         Args:
             best_ids: (utterances, beam), the hypothesis within its utterance times the number of labels, plus the label.
         """
         hypotheses = len(state[1])
         first = torch.arange(0, hypotheses, hypotheses // len(best_ids), device=best_ids.device).unsqueeze(-1)
-        return Chosen(state, (best_ids // self.impl.odim + first).flatten(), (best_ids % self.impl.odim).flatten())
+        return PrunedState(state, (best_ids // self.impl.odim + first).flatten(), (best_ids % self.impl.odim).flatten())
 
-    def _begin(self, utterance: Tensor) -> Forward:
+    def _begin(self, utterance: Tensor) -> ForwardVariables:
         """The empty prefix: nothing but blanks."""
         blank = self.table[utterance, self.impl.blank].to(self.precise).cumsum(-1)
-        return Forward(torch.full_like(blank, self.impl.logzero), blank, torch.zeros_like(blank[:, 0]), 0, 1)
+        return ForwardVariables(torch.full_like(blank, self.impl.logzero), blank, torch.zeros_like(blank[:, 0]), 0, 1)
 
-    def _window(self, prefix: Forward, total: Tensor, length: int) -> tuple[int, int, int, int]:
+    def _window(self, prefix: ForwardVariables, total: Tensor, length: int) -> tuple[int, int, int, int]:
         """The frames that the window is centred on, and those that it begins at and ends before."""
         impl = self.impl
         if impl.margin <= 0:
@@ -166,10 +166,10 @@ class PrefixScorer(CTCPrefixScorer):
         at_once = x[..., 0].to(ending.dtype) if length == 0 else ending.new_full((), self.impl.logzero)
         return torch.logaddexp(ending, at_once)
 
-    def _forward(self, chosen: Chosen, utterance: Tensor) -> Forward:
-        """Log forward probabilities of the candidates that were kept."""
-        prefix, last, length, start, end, psi = chosen.step
-        rows, labels = chosen.rows, chosen.labels
+    def _forward(self, pruned: PrunedState, utterance: Tensor) -> ForwardVariables:
+        """Log forward probabilities of the surviving candidates."""
+        prefix, last, length, start, end, psi = pruned.step
+        rows, labels = pruned.rows, pruned.labels
         frames, known = self.table.shape[-1], prefix.blank.shape[-1]
         x = self.table[utterance, labels].to(self.precise)  # (hypotheses, frames)
         silence = self.table[utterance, self.impl.blank].to(self.precise)
@@ -190,7 +190,7 @@ class PrefixScorer(CTCPrefixScorer):
             ].cumsum(1)
         if known < frames:
             blank[:, known:] = blank[:, known - 1, None] + silence[:, known:].cumsum(1)
-        return Forward(label, blank, psi[rows, labels], prefix.first, prefix.last)
+        return ForwardVariables(label, blank, psi[rows, labels], prefix.first, prefix.last)
 
 
 def _recursion(first: Tensor, phi: Tensor, x: Tensor) -> Tensor:
@@ -205,8 +205,8 @@ def _nothing(state) -> bool:
     return state is None or (isinstance(state, list) and state[0] is None)
 
 
-def _joined(state: Chosen | list[Chosen]) -> Chosen:
-    if isinstance(state, Chosen):
+def _joined(state: PrunedState | list[PrunedState]) -> PrunedState:
+    if isinstance(state, PrunedState):
         return state
     first = state[0]
     return replace(first, rows=torch.cat([s.rows for s in state]), labels=torch.cat([s.labels for s in state]))

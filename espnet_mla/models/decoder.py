@@ -1,7 +1,7 @@
 """ESPnet's Transformer decoder with a KV cache, and with the choice of its attentions.
 
-ESPnet keeps the outputs of its layers, and projects all of them and the whole encoder output again at each step and for
-each hypothesis. Here keys and values (or latents) are kept: those of the encoder output are made once for an utterance
+ESPnet caches the outputs of its layers, and projects all of them and the whole encoder output again at each step and for
+each hypothesis. Here keys and values (or latents) are cached: those of the encoder output are made once for an utterance
 and shared by its hypotheses, those of the tokens grow by one a step. Parameters, layers and beam search are ESPnet's.
 """
 
@@ -37,18 +37,17 @@ class CacheBytes(NamedTuple):
 
 @dataclass(frozen=True)
 class DecodingState:
-    """What decoding keeps of the hypotheses of one or several utterances.
+    """The caches of the hypotheses of one or several utterances.
 
     Args:
-        source: of each layer, what its source attention keeps of the encoder output, a row for each utterance.
+        source: of each layer, the source attention's cache of the encoder output, a row for each utterance.
         encoded: that output, (utterances, time, d).
-        tokens: of each layer, what its self-attention keeps of the tokens; empty before the first, and where a later
-            step has let it go.
+        tokens: of each layer, the self-attention's cache of the tokens; empty before the first, and where a later
+            step has released it.
         rows: (int64, one axis) the rows of `tokens` that this state stands for, the hypotheses of an utterance side by
             side.
-        earlier: the `tokens` of the last `MAX_BACKTRACK` steps before. A beam search holds on to the states of hypotheses that have
-            ended, and never scores them again: their caches are let go. ESPnet's searches of speech that is still coming
-            in go back by two steps.
+        earlier: the `tokens` of the last `MAX_BACKTRACK` steps before. A beam search keeps the states of finished hypotheses and never scores them again: their
+            caches are released. ESPnet's streaming searches go back by two steps.
     """
 
     source: list[FrameCache]
@@ -58,7 +57,7 @@ class DecodingState:
     earlier: tuple[list[FrameCache], ...] = ()
 
     def select(self, rows: Tensor | slice) -> "DecodingState":
-        """Only these of its rows, in that order: nothing is copied before they are gone on from."""
+        """Only these of its rows, in that order; nothing is copied until they are extended."""
         return replace(self, rows=self.rows[rows])
 
 
@@ -119,7 +118,7 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         new = {key: conf.pop(key) for key in self._new}
         super().__init__(**conf)
         self.cache_bytes = CacheBytes()
-        """The most that was kept since `init_state` or `batch_init_state` was called last."""
+        """The largest caches since the last call of `init_state` or `batch_init_state`."""
         for part, slot in (("self", "self_attn"), ("src", "src_attn")):
             kind, options = new[f"{part}_attention_layer_type"], new[f"{part}_attention_conf"] or {}
             _check(part, kind, options, conf["qk_norm"])
@@ -141,7 +140,7 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
                 setattr(layer, slot, attention)
 
     def batch_init_state(self, x: Tensor, xs_lengths: Tensor | None = None) -> DecodingState:
-        """What decoding begins with: the encoder output projected, once.
+        """The initial state: the encoder output projected, once.
 
         Args:
             x: (time, d) of one utterance, or (utterances, time, d).
@@ -200,7 +199,7 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         return ((out, hidden) if return_hs else out), state
 
     def batch_score_partially_AR(self, ys, states, xs, yseq_lengths):
-        """As ESPnet's, which keeps the outputs of its layers: a state of `batch_init_state` stands for nothing yet."""
+        """As ESPnet's, which caches the outputs of its layers: a state of `batch_init_state` is none for it."""
         if isinstance(states, list):
             states = [None]
         return super().batch_score_partially_AR(ys, states, xs, yseq_lengths)
@@ -210,13 +209,13 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         return state[i] if isinstance(state, list) else state.select(slice(i, i + 1))
 
     def batch_select_state(self, state: DecodingState, best_ids: Tensor) -> DecodingState:
-        """The state of the hypotheses that beam pruning has kept.
+        """The state of the hypotheses that survived pruning.
 
         Args:
             best_ids: (utterances, beam), the hypothesis within its utterance times the vocabulary size, plus the token.
         """
-        each = len(state.rows) // len(best_ids)
-        first = torch.arange(0, len(state.rows), each, device=best_ids.device).unsqueeze(-1)
+        hypotheses = len(state.rows) // len(best_ids)
+        first = torch.arange(0, len(state.rows), hypotheses, device=best_ids.device).unsqueeze(-1)
         return state.select((best_ids // self.output_layer.out_features + first).flatten())
 
     def _joined(self, states: list[DecodingState | None] | DecodingState, xs: Tensor) -> DecodingState:

@@ -15,8 +15,8 @@ from espnet_mla.attention import ATTENTIONS, POSITIONS, build_attentions
 from espnet_mla.models.signature import extended
 from espnet_mla.models.streaming import StreamingEncoder
 
-# What ESPnet has to be told so that its network fits our attention in everything else. A rotary position is the
-# attention's own affair: the embedding in front of the first layer then only scales, see `ScaledInput`.
+# The value for ESPnet's constructor, so that its network fits our attention in everything else. Rotary positions are
+# applied in the attention: the embedding in front of the first layer then only scales, see `ScaledInput`.
 _ESPNET_POSITION = {"rel_pos": "rel_pos", "abs_pos": "abs_pos", "scaled_abs_pos": "scaled_abs_pos", "rope": "abs_pos"}
 
 # ESPnet's own attentions. Only used to say what is valid: whatever ESPnet's constructor takes is taken.
@@ -136,7 +136,9 @@ class AttentionChoice(StreamingEncoder):
         position = conf["pos_enc_layer_type"]
         if position in POSITIONS and position not in self.position_kinds:
             valid = ", ".join(k for k in self.position_kinds if k in ATTENTIONS[kind].positions)
-            raise ValueError(f"pos_enc_layer_type: {position} can't be had in this encoder; it must be one of {valid}")
+            raise ValueError(
+                f"pos_enc_layer_type: {position} is not available in this encoder; it must be one of {valid}"
+            )
         for key in _ESPNET_ONLY:
             if conf.get(key):
                 raise ValueError(f"{key}: {conf[key]} belongs to ESPnet's own attention: {kind} does not have it")

@@ -91,7 +91,7 @@ def _check(model_file: Path, state: Any) -> None:
     """See that a file holds parameters and nothing else, all of them finite."""
     if isinstance(state, Mapping) and state.keys() >= _TRAINING_CHECKPOINT:
         raise UserError(
-            f"{model_file} is a training checkpoint, from which training goes on: a file with parameters alone is needed, "
+            f"{model_file} is a training checkpoint, which training resumes from: a file with parameters alone is needed, "
             f"such as {MODEL_FILE}"
         )
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):

@@ -67,7 +67,7 @@ def _downloaded(tag: str) -> Path:
         return Path(ModelDownloader().download(tag))
     except (OSError, HTTPError, RuntimeError, ValueError) as error:
         why = " ".join(str(error).split())
-        raise UserError(f"{tag} is neither here nor can it be had from the hub ({why}): {_VALID}") from None
+        raise UserError(f"{tag} is neither a local file nor available from the hub ({why}): {_VALID}") from None
 
 
 def _check_version(folder: Path, source: str | os.PathLike[str]) -> None:
@@ -108,8 +108,8 @@ def with_files(value: Any, root: Path, named: Callable[[Path], str] = str) -> An
     A list of tokens stays as it is: a token may be spelt like a file.
     """
     if isinstance(value, dict):
-        kept = {key for key in value if key == "token_list" and isinstance(value[key], list)}
-        return {key: item if key in kept else with_files(item, root, named) for key, item in value.items()}
+        tokens = {key for key in value if key == "token_list" and isinstance(value[key], list)}
+        return {key: item if key in tokens else with_files(item, root, named) for key, item in value.items()}
     if isinstance(value, list):
         return [with_files(item, root, named) for item in value]
     if isinstance(value, str) and os.path.isfile(root / value):

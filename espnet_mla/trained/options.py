@@ -1,4 +1,4 @@
-"""The options by which a command is told which trained model to take."""
+"""The options of commands that name a trained model and a device."""
 
 import argparse
 

@@ -43,7 +43,7 @@ class Speech:
 
 
 def choose(path: Path, utterances: int, rate: int) -> Speech:
-    """Choose the utterances: as many as wanted, at even distances over the file, so that all its speakers are heard.
+    """Choose utterances at even distances over the file, so that all its speakers are among them.
 
     Args:
         path: of wav.scp.

@@ -8,7 +8,7 @@ from importlib import metadata
 
 
 COMMANDS = {
-    "recipe": ("the stages of ESPnet's asr.sh; espnet-mla recipe --help lists its options", "espnet_mla.recipe.__main__"),
+    "recipe": ("the stages of ESPnet's asr.sh", "espnet_mla.recipe.__main__"),
     "profile": ("what a trained model costs, measured", "espnet_mla.measure.profile"),
     "compare": ("what was measured of many models, side by side", "espnet_mla.measure.compare"),
     "convert": ("a trained MHA model made an MLA or GQA one, without training", "espnet_mla.convert.command"),

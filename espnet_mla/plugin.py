@@ -6,6 +6,7 @@ import importlib.util
 import sys
 import types
 from collections.abc import Mapping
+from typing import Any
 
 from espnet2.legacy.nets.scorers import ctc
 from espnet2.train.class_choices import ClassChoices
@@ -31,6 +32,7 @@ def register() -> None:
     Calling it again changes nothing.
     """
     _provide_editdistance()
+    module: Any
     for task in _TASKS:
         module = importlib.import_module(f"espnet2.tasks.{task}")
         _put(module.encoder_choices, ENCODERS)
@@ -40,13 +42,14 @@ def register() -> None:
             _put(getattr(copied, f"{task}_encoder_choices"), ENCODERS)
             _put(getattr(copied, f"{task}_decoder_choices"), DECODERS)
     for encoder in ENCODERS:  # they take the function by its name
-        setattr(importlib.import_module(f"espnet2.asr.encoder.{encoder}_encoder"), "make_pad_mask", make_pad_mask)
+        module = importlib.import_module(f"espnet2.asr.encoder.{encoder}_encoder")
+        module.make_pad_mask = make_pad_mask
     # A scorer of ESPnet's own that is built upon ESPnet's takes its class by the name, once.
     importlib.import_module("espnet2.legacy.nets.scorers.uasr")
     ctc.CTCPrefixScorer = PrefixScorer
     for program in _PROGRAMS:  # those that were imported before
-        if imported := sys.modules.get(f"espnet2.bin.{program}"):
-            setattr(imported, "CTCPrefixScorer", PrefixScorer)
+        if module := sys.modules.get(f"espnet2.bin.{program}"):
+            module.CTCPrefixScorer = PrefixScorer
 
 
 def _put(choices: ClassChoices, ours: Mapping[str, type]) -> None:
@@ -61,7 +64,7 @@ def _provide_editdistance() -> None:
     if importlib.util.find_spec("editdistance") is None:
         from rapidfuzz.distance import Levenshtein
 
-        stand_in = types.ModuleType("editdistance")
-        setattr(stand_in, "eval", Levenshtein.distance)
+        stand_in: Any = types.ModuleType("editdistance")
+        stand_in.eval = Levenshtein.distance
         stand_in.__spec__ = importlib.machinery.ModuleSpec("editdistance", loader=None)
         sys.modules["editdistance"] = stand_in

@@ -23,8 +23,8 @@ def _before_last(x: Tensor) -> Tensor:
 class Linear(Attention):
     """Linear attention (Katharopoulos et al. 2020, arXiv 2006.16236, eq. 5).
 
-    out_i = phi(q_i)^T sum_j phi(k_j) v_j^T / (phi(q_i)^T sum_j phi(k_j)), padding being left out of both sums. With rope
-    phi(q_i) and phi(k_j) of the numerator are rotated (Su et al. 2021, eq. 19), the denominator stays positive.
+    out_i = phi(q_i)^T sum_j phi(k_j) v_j^T / (phi(q_i)^T sum_j phi(k_j)), padding being left out of both sums. With
+    rope phi(q_i) and phi(k_j) of the numerator are rotated (Su et al. 2021, eq. 19), the denominator stays positive.
     Relative positions are impossible: they are added to a score matrix, which is never materialised here.
 
     Raises:

@@ -19,8 +19,8 @@ class MLA(SoftmaxAttention):
         score = (q_i . k_j + qr_i . kr_j) / sqrt(qk_nope_head_dim + qk_rope_head_dim)                  (eq. 18)
 
     With relative positions the score is that of `SoftmaxAttention`, its key k_j carrying no position, so nothing but
-    c_j is cached. The paper normalises c_j (RMSNorm, with `kv_norm`); by default it stays as it is, so that an MHA layer
-    becomes this one exactly by factorising [W_k; W_v].
+    c_j is cached. The paper normalises c_j (RMSNorm, with `kv_norm`); by default it stays as it is, so that an MHA
+    layer becomes this one exactly by factorising [W_k; W_v].
 
     It is computed in one of two equal forms, which agree to rounding: expanded makes k and v and attends to them;
     absorbed carries the query into the latent space, q_i W_uk, and applies W_uv to the weighted sum of latents (the

@@ -1,1 +1,1 @@
-"""What every room needs and none owns: errors, whole files, tables, logs, the machine, processes, scoring's alignment."""
+"""What every room needs and none owns: errors, files, tables, logs, the machine, processes, scoring's alignment."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 CHECKPOINT = "checkpoint.pth"
-"""What ESPnet's trainer goes on from. It writes it before the model of the epoch, which a killed run would then lack."""
+"""What training resumes from. ESPnet writes it before the model of the epoch, which a killed run would then lack."""
 
 _save = torch.save
 _waiting: dict[Path, Path] = {}

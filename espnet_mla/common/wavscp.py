@@ -114,7 +114,7 @@ def _parse(entry: str) -> tuple[str, list[float]] | None:
 
 
 def _unquoted(path: str) -> str | None:
-    """The path that stands in a command, quoted as `shlex.quote` does it or not at all; None for the shell's language."""
+    """The path in a command, quoted as `shlex.quote` does it or not at all; None where only the shell can tell."""
     with contextlib.suppress(ValueError):  # a quote that does not end
         words = shlex.split(path)
         if len(words) == 1 and shlex.quote(words[0]) == path:
@@ -140,7 +140,7 @@ def _read_file(path: str) -> tuple[np.ndarray, int]:
 
 
 def _read_command(command: str) -> tuple[np.ndarray, int]:
-    done = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL, capture_output=True)
+    done = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         raise ValueError(f"the command ended with status {done.returncode}: {said[-1]}")

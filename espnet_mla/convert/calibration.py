@@ -1,4 +1,4 @@
-"""Calibration speech: a model is run over some utterances, its decoder over their text, while hooks collect statistics."""
+"""Calibration speech: a model is run over utterances, its decoder over their text, while hooks collect statistics."""
 
 from argparse import Namespace
 from collections.abc import Callable

@@ -37,8 +37,8 @@ _OF_A_RUN_BEGIN = ("train_data_path", "valid_data_path", "train_shape", "valid_s
 def finetuning(config: dict) -> dict:
     """A configuration for stage 11 that trains on for a tenth of the epochs, at a tenth of the rate.
 
-    The rate is a tenth of the highest that the training's scheduler came to, and stays there. Everything else is as in the
-    training that `config` is of.
+    The rate is a tenth of the highest that the training's scheduler came to, and stays there. Everything else is as in
+    the training that `config` is of.
     """
     defaults = vars(ASRTask.get_parser().parse_args([]))
     named = {key: value for key, value in config.items() if value is not None}
@@ -80,7 +80,8 @@ def _peak_rate(lr: float, scheduler: str | None, conf: dict) -> float:
 
 @contextlib.contextmanager
 def leaving(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield a folder to write to; it becomes `folder`, or what that is a link to, when the block ends without an exception.
+    """Yield a folder to write to; it becomes `folder`, or what that is a link to, when the block ends without an
+    exception.
 
     Raises:
         UserError: as `check_free`, or it cannot be written.
@@ -128,8 +129,9 @@ def check_free(folder: Path, overwrite: bool) -> None:
 def write(folder: Path, place: Path, source: Source, config: dict, state: dict[str, Tensor]) -> None:
     """Write configurations and weights to `folder`, which will be at `place`.
 
-    Within the recipe of the source the paths in a configuration stay what they are, relative to its folder; elsewhere they
-    become whole ones. What an archive's configuration names (sentencepiece's model, statistics) is copied beside them.
+    Within the recipe of the source the paths in a configuration stay what they are, relative to its folder; elsewhere
+    they become whole ones. What an archive's configuration names (sentencepiece's model, statistics) is copied beside
+    them.
     """
     start = Path.cwd() if source.packed else source.root
     place = Path(os.path.abspath(place))

@@ -1,7 +1,7 @@
 """Keys and values of an MHA layer as low-rank maps through one shared latent: what makes it an MLA layer.
 
-With frames x, W = [W_k; W_v] and rank r, all ways look for W ~ U D with D (r, d): the latent is D x, and U makes keys and
-values of it. They differ in what they call close; see `METHODS`.
+With frames x, W = [W_k; W_v] and rank r, all ways look for W ~ U D with D (r, d): the latent is D x, and U makes keys
+and values of it. They differ in what they call close; see `METHODS`.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ class Factors:
         k_up, v_up: (h d_head, r).
         v_shift: (h d_head,), what the values lack on the average. It comes out as it is, since the weights of a row add
             up to one, and so belongs into the bias of linear_out. (What keys lack on the average, softmax removes.)
-        energy: the share of the energy that the method looks at, from 0 to 1.
+        energy: the share captured, from 0 to 1, of the energy that the method measures.
     """
 
     down: Tensor
@@ -69,7 +69,8 @@ def joint(weights: Weights, statistics: CalibrationStatistics | None) -> "Joint"
 
 
 def covariance(weights: Weights, statistics: CalibrationStatistics) -> "Joint":
-    """The SVD of [W_k; W_v] C^1/2 with the covariance C of the frames: the least error of keys and values (CARE, 2603.17946).
+    """The SVD of [W_k; W_v] C^1/2 with the covariance C of the frames: the least error of keys and values (CARE,
+    2603.17946).
 
     CARE takes the second moment in place of C; the mean costs no rank here, see `Factors.v_shift`.
     """
@@ -87,7 +88,7 @@ METHODS: dict[str, Callable[[Weights, Any], "Split | Joint"]] = {
     "covariance": covariance,
     "attention": attention,
 }
-"""Name -> function of weights and of calibration statistics, that gives an object with `spectrum` and `factors(rank)`."""
+"""Name -> function of weights and calibration statistics that gives an object with `spectrum` and `factors(rank)`."""
 
 
 class Split:
@@ -169,18 +170,18 @@ class OutputError(Joint):
 
     a_ij being the weights and o_i the weighted sum of values. By Cauchy-Schwarz the square of the first term is at most
     n_i sum_j a_ij ((q_i + u) . E_k (x_j - sum_l a_il x_l))^2 / d_head with n_i = sum_j a_ij |W_o (v_j - o_i)|^2, since
-    sum_j a_ij (v_j - o_i) = 0. Over all queries that is, the two sides taken as independent, and what several heads or keys
-    and values do together left out,
+    sum_j a_ij (v_j - o_i) = 0. Over all queries that is, the two sides taken as independent, and what several heads or
+    keys and values do together left out,
 
         sum_h tr(Q_h E_k S_h E_k^T) + tr(W_o^T W_o E_v V_h E_v^T)
 
-    with Q_h, S_h and V_h as in `CalibrationStatistics`. Where all S_h and V_h are one matrix an SVD is the solution. Theirs with the
-    covariance of the frames is where L-BFGS starts from, over the subspace of the latents alone: the best maps from
-    latents to keys and to values follow from it by regression, in which neither Q_h nor W_o has a part.
+    with Q_h, S_h and V_h as in `CalibrationStatistics`. Where all S_h and V_h are one matrix an SVD is the solution.
+    Theirs with the covariance of the frames is where L-BFGS starts from, over the subspace of the latents alone: the
+    best maps from latents to keys and to values follow from it by regression, in which neither Q_h nor W_o has a part.
     """
 
     def __init__(self, weights: Weights, statistics: CalibrationStatistics):
-        heads, d_head, _ = weights.k.shape
+        d_head = weights.k.shape[1]
         self.weighing = torch.cat(
             (statistics.queries / d_head, weights.out.transpose(1, 2) @ weights.out)
         )  # (2h, d_head, d_head)
@@ -240,7 +241,7 @@ def with_ridge(covariance: Tensor) -> Tensor:
 
 
 def square_root(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """The symmetric square root of a positive semidefinite matrix (d, d), and its inverse (zero where there is none)."""
+    """The symmetric square root of a positive semidefinite matrix (d, d), and its pseudoinverse."""
     values, vectors = torch.linalg.eigh(matrix)
     values = values.clamp_min(0)
     inverse = torch.where(values > 0, values.rsqrt(), 0.0)

@@ -1,7 +1,8 @@
 """An MHA layer as one whose heads share keys and values (GQA): groups of heads pooled into one.
 
-What the heads of a group have in common is energy, so their keys should mean the same. They need not: keys k_h and queries
-q_h may be rotated together without any score changing, and values together with the output. `aligned` makes use of that.
+Pooling keeps what the heads of a group have in common, so that their keys should mean the same. They need not: keys k_h
+and queries q_h may be rotated together without any score changing, and values together with the output. `aligned` makes
+use of that.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,7 @@ class Pooled:
         k, v: (kv_heads, d_head, d).
         k_rotation, v_rotation: (h, d_head, d_head), the rotation R of each head: R k_h ~ k and R v_h ~ v of its group.
         v_shift: (h d_head,), as in `factors.Factors`, of the heads' values before they are rotated.
-        energy: the share of the energy of keys and values, from 0 to 1.
+        energy: the share captured, from 0 to 1, of the energy of keys and values.
     """
 
     k: Tensor
@@ -46,8 +47,8 @@ def mean(weights: Weights, statistics: CalibrationStatistics | None, kv_heads: i
 def aligned(weights: Weights, statistics: CalibrationStatistics, kv_heads: int) -> Pooled:
     """The mean after the heads were rotated so that they agree best on the calibration speech.
 
-    Generalised Procrustes analysis of the heads' keys, and of their values, as in arXiv 2412.20677; exact where the heads
-    of a group differ by a rotation.
+    Generalised Procrustes analysis of the heads' keys, and of their values, as in arXiv 2412.20677; exact where the
+    heads of a group differ by a rotation.
     """
     whiten, _ = square_root(with_ridge(statistics.covariance))
     k_rotation, v_rotation = (

@@ -106,9 +106,9 @@ def _check(attention: nn.Module, key: str) -> None:
     """Refuse an attention that is not multi-head attention as `factors` understands it."""
     if isinstance(attention, LegacyRelPositionMultiHeadedAttention):
         raise UserError(
-            f"{key}: legacy_rel_selfattn (rel_pos_type: legacy) can't be converted: it scores a frame that comes after the "
-            "query by the position of another frame, which none of the attentions here computes. A model trained with "
-            "rel_pos_type: latest can be"
+            f"{key}: legacy_rel_selfattn (rel_pos_type: legacy) can't be converted: it scores a frame that comes after "
+            "the query by the position of another frame, which none of the attentions here computes. A model trained "
+            "with rel_pos_type: latest can be"
         )
     if isinstance(attention, Attention) and type(attention) is not MHA:
         raise UserError(f"{key}: {attention.name} can't be converted; what can is selfattn, rel_selfattn and mha")
@@ -144,8 +144,8 @@ def weights_of(attention: SourceAttention) -> Weights:
 def as_mla(attention: SourceAttention, factors: Factors) -> dict[str, Tensor]:
     """The parameters of the `mla` that takes the place of `attention`.
 
-    The bias of linear_k adds the same to every score of a row, which softmax removes; that of linear_v comes out as it is,
-    and goes into the bias of linear_out.
+    The bias of linear_k adds the same to every score of a row, which softmax removes; that of linear_v comes out as it
+    is, and goes into the bias of linear_out.
     """
     state = _copied(attention, "linear_q", "linear_out", "linear_pos", "pos_bias_u", "pos_bias_v")
     state["linear_kv_down.weight"] = factors.down
@@ -156,7 +156,7 @@ def as_mla(attention: SourceAttention, factors: Factors) -> dict[str, Tensor]:
 
 
 def as_gqa(attention: SourceAttention, pooled: Pooled) -> dict[str, Tensor]:
-    """The parameters of the `gqa` that takes the place of `attention`: queries, positions and output rotated with the heads."""
+    """The parameters of the `gqa` that replaces `attention`: queries, positions and output rotated with the heads."""
     heads = heads_of(attention)
 
     def rotated(x: Tensor) -> Tensor:  # (h d_head, ...) of each head

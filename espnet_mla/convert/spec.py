@@ -9,7 +9,7 @@ METHODS = {
     "mla": {"split": False, "joint": False, "covariance": True, "attention": True},
     "gqa": {"mean": False, "aligned": True},
 }
-"""Attention -> its methods, the best last, and whether each needs calibration speech. `factors` and `heads` have them."""
+"""Attention -> its methods, the best last, and whether each needs calibration speech; see `factors` and `heads`."""
 OPTION = {"mla": "kv_lora_rank", "gqa": "num_kv_heads"}
 """Attention -> the option that sets the size of its cache."""
 

@@ -15,15 +15,15 @@ from espnet_mla.attention.positions import relative_shift
 class CalibrationStatistics:
     """The statistics of a layer, float64.
 
-    x are its frames (those that keys and values are made from), a_ij its weights, and n_i = sum_j a_ij |W_o (v_j - o_i)|^2
-    how much the values differ that query i of a head mixes, in what the output makes of them.
+    x are its frames (those that keys and values are made from), a_ij its weights, and n_i = sum_j a_ij |W_o (v_j -
+    o_i)|^2 how much the values differ that query i of a head mixes, in what the output makes of them.
 
     Args:
         frames: how many.
         mean: of x, (d,).
         covariance: of x, (d, d).
-        queries: of each head the mean of n_i (q_i + u)(q_i + u)^T, (h, d_head, d_head); without relative positions there is
-            no u.
+        queries: of each head the mean of n_i (q_i + u)(q_i + u)^T, (h, d_head, d_head); without relative positions
+            there is no u.
         keys: of each head the mean of sum_j a_ij (x_j - m_i)(x_j - m_i)^T with m_i = sum_j a_ij x_j, each query counted
             n_i times, (h, d, d).
         values: of each head the covariance of m_i, (h, d, d).

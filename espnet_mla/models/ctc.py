@@ -35,7 +35,8 @@ class ForwardVariables:
 
 @dataclass(frozen=True)
 class PrunedState:
-    """The candidates of a step that survived pruning; their forward probabilities are computed when they are scored next.
+    """The candidates of a step that survived pruning; their forward probabilities are computed when they are scored
+    next.
 
     Args:
         step: the prefixes of that step, their last labels (prefixes,), their number of labels, the window's start and
@@ -135,7 +136,8 @@ class PrefixScorer(CTCPrefixScorer):
         """The state of the hypotheses that survived pruning.
 
         Args:
-            best_ids: (utterances, beam), the hypothesis within its utterance times the number of labels, plus the label.
+            best_ids: (utterances, beam), the hypothesis within its utterance times the number of labels, plus the
+                label.
         """
         hypotheses = len(state[1])
         first = torch.arange(0, hypotheses, hypotheses // len(best_ids), device=best_ids.device).unsqueeze(-1)

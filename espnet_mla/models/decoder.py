@@ -1,8 +1,9 @@
 """ESPnet's Transformer decoder with a KV cache, and with the choice of its attentions.
 
-ESPnet caches the outputs of its layers, and projects all of them and the whole encoder output again at each step and for
-each hypothesis. Here keys and values (or latents) are cached: those of the encoder output are made once for an utterance
-and shared by its hypotheses, those of the tokens grow by one a step. Parameters, layers and beam search are ESPnet's.
+ESPnet caches the outputs of its layers, and projects all of them and the whole encoder output again at each step and
+for each hypothesis. Here keys and values (or latents) are cached: those of the encoder output are made once for an
+utterance and shared by its hypotheses, those of the tokens grow by one a step. Parameters, layers and beam search are
+ESPnet's.
 """
 
 import math
@@ -46,8 +47,9 @@ class DecodingState:
             step has released it.
         rows: (int64, one axis) the rows of `tokens` that this state stands for, the hypotheses of an utterance side by
             side.
-        earlier: the `tokens` of the last `MAX_BACKTRACK` steps before. A beam search keeps the states of finished hypotheses and never scores them again: their
-            caches are released. ESPnet's streaming searches go back by two steps.
+        earlier: the `tokens` of the last `MAX_BACKTRACK` steps before. A beam search keeps the states of finished
+            hypotheses and never scores them again: their caches are released. ESPnet's streaming searches go back by
+            two steps.
     """
 
     source: list[FrameCache]
@@ -186,8 +188,8 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
             xs_mask: (hypotheses, 1, time), true for real frames, or None.
 
         Returns:
-            log probabilities (hypotheses, vocabulary), with return_hs paired with hidden states (hypotheses, d); and the
-            state of all hypotheses.
+            log probabilities (hypotheses, vocabulary), with return_hs paired with hidden states (hypotheses, d); and
+            the state of all hypotheses.
         """
         past = self._joined(states, xs)
         if xs_mask is not None:

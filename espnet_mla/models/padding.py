@@ -11,8 +11,8 @@ def make_pad_mask(lengths: Tensor, xs: Tensor | None = None, length_dim: int = -
     """As ESPnet's function of this name, to the bit.
 
     ESPnet picks rows of a table of maxlen times maxlen, of which it holds three: at five minutes of speech 2.7 GB, more
-    than any attention here takes. What is asked for otherwise than by an encoder is left to it, and so is a graph that is
-    being traced.
+    than any attention here takes. What is asked for otherwise than by an encoder is left to it, and so is a graph that
+    is being traced.
 
     Args:
         lengths: real frames of each utterance, (batch,).

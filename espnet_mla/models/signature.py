@@ -4,7 +4,7 @@ import inspect
 
 
 def extended(espnet_class: type, new: dict[str, object]) -> inspect.Signature:
-    """The signature of an ESPnet class's constructor, with keys of ours (key -> default) that it does not have itself."""
+    """The signature of an ESPnet class's constructor, with new keys (key -> default) that it does not have itself."""
     signature = inspect.signature(espnet_class)
     parameters = dict(signature.parameters)
     for key, default in new.items():

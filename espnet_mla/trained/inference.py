@@ -19,8 +19,8 @@ CONTEXT = re.compile(r"(?:Inference: |Heard (?:in )?)(chunks of .*|full context|
 def take_options(arguments: Sequence[str]) -> list[str]:
     """Take the two options out of a decoding program's arguments, and apply them to the model that it builds.
 
-    Without them a streaming model decodes in its configuration's chunks. Either way the log names the chunks. The model's
-    parameters must fit its configuration.
+    Without them a streaming model decodes in its configuration's chunks. Either way the log names the chunks. The
+    model's parameters must fit its configuration.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--chunk_size", "--left_chunks"):

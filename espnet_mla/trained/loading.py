@@ -45,8 +45,8 @@ def build_model_from_file(
     """As ESPnet's method of this name, but parameters that do not fit are refused.
 
     Raises:
-        UserError: `model_file` can't be read, is a training checkpoint, or lacks parameters, has others, or some of another
-            shape. Of a model with adapters it may lack what is not in the adapters.
+        UserError: `model_file` can't be read, is a training checkpoint, or lacks parameters, has others, or some of
+            another shape. Of a model with adapters it may lack what is not in the adapters.
     """
     if model_file is None:
         return _espnet_build(cls, config_file, model_file, device)
@@ -91,8 +91,8 @@ def _check(model_file: Path, state: Any) -> None:
     """See that a file holds parameters and nothing else, all of them finite."""
     if isinstance(state, Mapping) and state.keys() >= _TRAINING_CHECKPOINT:
         raise UserError(
-            f"{model_file} is a training checkpoint, which training resumes from: a file with parameters alone is needed, "
-            f"such as {MODEL_FILE}"
+            f"{model_file} is a training checkpoint, which training resumes from: a file with parameters alone is "
+            f"needed, such as {MODEL_FILE}"
         )
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{model_file} holds no model: a file with parameters alone is needed, such as {MODEL_FILE}")

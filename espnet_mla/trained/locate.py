@@ -31,8 +31,8 @@ def locate(
         option: what names another model of an experiment, for messages.
 
     Returns:
-        The folder that the paths in its configuration start from; the files, under the names of Speech2Text's arguments;
-        and whether they come from an archive or from the hub, so that they may go away.
+        The folder that the paths in its configuration start from; the files, under the names of Speech2Text's
+        arguments; and whether they come from an archive or from the hub, so that they may go away.
 
     Raises:
         UserError: as `espnet_mla.from_pretrained`.

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from espnet_mla.baselines.plan import CORPORA, Experiment, Plan, estimate, make_plan
+from espnet_mla.baselines.plan import Experiment, Plan, estimate, make_plan
 from espnet_mla.common.errors import UsageError, UserError
 from espnet_mla.common.jobs import POLL_SECONDS, Job, failure
 from espnet_mla.common.lock import lock, unlock
 from espnet_mla.common.log import log
 from espnet_mla.common.processes import end_on_signals
 from espnet_mla.common.units import duration
+from espnet_mla.recipe.corpora import CORPORA, DEFAULT
 
 LOGS = "baselines"
 """The folder of the logs, below that of the experiments; one run at a time writes there."""
@@ -217,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="run_all_baselines.sh", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument("--corpus", choices=CORPORA, default="librispeech_100", help="(default: %(default)s)")
+    parser.add_argument("--corpus", choices=CORPORA, default=DEFAULT, help="(default: %(default)s)")
     parser.add_argument(
         "--only",
         metavar="PATTERNS",

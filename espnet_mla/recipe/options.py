@@ -135,25 +135,33 @@ def parse(arguments: Sequence[str]) -> SimpleNamespace:
         UsageError: an option is unknown, lacks its value or has one that it cannot have.
     """
     settings = SimpleNamespace(**{name: option.default for name, option in BY_NAME.items()})
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            raise UsageError(f"{word!r} stands alone: options have the form --name value")
-        flag, equals, value = word.partition("=")
-        name = flag[2:].replace("-", "_")
+    for name, value in given_options(arguments).items():
         if name not in BY_NAME and name not in ABSENT and name not in WITHOUT_EFFECT:
-            raise UsageError(f"unknown option {flag}{_closest(name)}")
-        if not equals:
-            if not rest:
-                raise UsageError(f"{flag} lacks its value")
-            value = rest.pop(0)
+            raise UsageError(f"unknown option --{name}{_closest(name)}")
         if name in BY_NAME:
             setattr(settings, name, _value(BY_NAME[name], value))
         elif name in ABSENT and value not in ("", ABSENT[name]):
             raise UsageError(f"--{name} {value} is not performed here. {NEEDS_ESPNET}")
     _check_together(settings)
     return settings
+
+
+def given_options(arguments: Sequence[str]) -> dict[str, str]:
+    """Read `--name value` and `--name=value`, whatever the names; the last value of a name wins.
+
+    Raises:
+        UsageError: a word stands alone, or an option lacks its value.
+    """
+    given: dict[str, str] = {}
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("--"):
+            raise UsageError(f"{word!r} stands alone: options have the form --name value")
+        flag, equals, value = word.partition("=")
+        if not equals and (value := next(words, None)) is None:
+            raise UsageError(f"{flag} lacks its value")
+        given[flag[2:].replace("-", "_")] = value
+    return given
 
 
 def help_text() -> str:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import yaml
+from filelock import FileLock
 
 from espnet_mla.common.errors import UserError
 from espnet_mla.common.files import check_space, write_text
@@ -52,7 +52,7 @@ def perform(layout: Layout) -> None:
     for number in performed[:1]:
         _check_inputs(layout, number)
     written = {number: STAGES[number].writes(layout) for number in performed}
-    locks: dict[Path, IO[str]] = {}
+    locks: dict[Path, FileLock] = {}
     try:
         for folder in dict.fromkeys(written.values()):
             locks[folder] = lock(folder)

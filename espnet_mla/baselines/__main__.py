@@ -6,12 +6,12 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from espnet_mla.baselines.plan import Experiment, Plan, estimate, make_plan
 from espnet_mla.common.errors import UsageError, UserError
-from espnet_mla.common.jobs import POLL_SECONDS, Job, failure
+from espnet_mla.common.jobs import Job, failure, run_side_by_side
 from espnet_mla.common.lock import lock, unlock
 from espnet_mla.common.log import log
 from espnet_mla.common.processes import end_on_signals
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         plan = make_plan(options, rest)
         if options.dry_run:
-            _show(plan)
+            _print_plan(plan)
             return 0
         end_on_signals()
         held = lock(plan.exp / LOGS)
@@ -70,14 +70,14 @@ def _perform(plan: Plan) -> int:
     if measured:
         log(f"Comparing {len(measured)} models")
 
-        def end(name: str, status: int, _: float) -> None:
+        def end(name: str, job: Job, status: int) -> None:
             nonlocal compared
             if status:
                 compared = (plan.output / "RESULTS.md").exists()  # 1 may only say that something was left out
-                print(f"error: {failure('comparing failed', status, logs / 'compare.log')}", file=sys.stderr)
+                print(f"error: {failure('comparing failed', status, job.log)}", file=sys.stderr)
                 failed.append("compare")
 
-        _side_by_side({"compare": plan.compare(measured)}, logs, 1, end)
+        _run({"compare": plan.compare(measured)}, logs, end)
     print(_table(plan.experiments))
     log(
         (f"The comparison is in {plan.output}. " if compared else "Nothing was compared. ")
@@ -94,14 +94,14 @@ def _prepare(plan: Plan, logs: Path) -> None:
     """
     statuses: dict[str, int] = {}
 
-    def end(name: str, status: int, _: float) -> None:
+    def end(name: str, _: Job, status: int) -> None:
         statuses[name] = status
 
-    _side_by_side({"data": plan.data}, logs, 1, end)
+    _run({"data": plan.data}, logs, end)
     if statuses["data"]:
         raise failure("preparing the data failed", statuses["data"], logs / "data.log")
     for one in {one.config: one for one in plan.experiments}.values():
-        _side_by_side({"statistics": plan.statistics(one)}, logs, 1, end)
+        _run({"statistics": plan.statistics(one)}, logs, end)
         if not statuses["statistics"]:
             return
     raise failure(
@@ -113,65 +113,53 @@ def _step(
     plan: Plan,
     command: Callable[[Experiment], list[str]],
     what: str,
-    jobs: int,
+    slots: int,
     experiments: Sequence[Experiment],
 ) -> None:
     """One step of each of the experiments."""
     by_name = {one.name: one for one in experiments}
-    logs = plan.exp / LOGS / what
 
-    def end(name: str, status: int, seconds: float) -> None:
+    def end(name: str, job: Job, status: int) -> None:
         one = by_name[name]
-        one.log, one.seconds = logs / f"{name}.log", one.seconds + seconds
+        one.log, one.seconds = job.log, one.seconds + job.seconds
         if status:
             one.failed = what
             log(f"{name}: not {what}, log: {one.log}")
         else:
-            log(f"{name}: {what} [elapsed={duration(seconds)}]")
+            log(f"{name}: {what} [elapsed={duration(job.seconds)}]")
 
     commands = {name: command(one) for name, one in by_name.items()}
-    _side_by_side(commands, logs, jobs, end, plan.gpus)
+    _run(commands, plan.exp / LOGS / what, end, slots, plan.gpus)
 
 
-def _side_by_side(
-    commands: dict[str, list[str]],
+def _run(
+    commands: Mapping[str, list[str]],
     logs: Path,
-    jobs: int,
-    end: Callable[[str, int, float], None],
+    end: Callable[[str, Job, int], None],
+    slots: int = 1,
     gpus: Sequence[str] = (),
 ) -> None:
-    """Run the commands, at most `jobs` at a time, each with a log of its name; `end` is told of each, and its seconds.
+    """Run the commands, at most `slots` at a time, each with a log of its name; `end` gets name, job and exit status.
 
     Cores and GPUs are shared out among commands that run side by side.
     """
-    waiting, running = list(commands), {}
-    try:
-        while waiting or running:
-            for slot in range(jobs):
-                if slot not in running and waiting:
-                    name = waiting.pop(0)
-                    log(f"{name}: {shlex.join(commands[name])}")
-                    job = Job([*_share(slot, jobs, gpus), *commands[name]], logs / f"{name}.log")
-                    running[slot] = name, job, time.monotonic()
-            for slot, (name, job, began) in list(running.items()):
-                if (status := job.finished()) is not None:
-                    del running[slot]
-                    end(name, status, time.monotonic() - began)
-            time.sleep(POLL_SECONDS)
-    finally:
-        for _, job, _ in running.values():
-            job.stop()
+
+    def start(name: str, slot: int) -> Job:
+        log(f"{name}: {shlex.join(commands[name])}")
+        return Job([*_share(slot, slots, gpus), *commands[name]], logs / f"{name}.log")
+
+    run_side_by_side(commands, slots=slots, start=start, end=end)
 
 
-def _share(slot: int, jobs: int, gpus: Sequence[str]) -> list[str]:
+def _share(slot: int, slots: int, gpus: Sequence[str]) -> list[str]:
     """What runs a command on its share of the cores and GPUs. All that counts cores in it then counts its own."""
-    if jobs == 1:
+    if slots == 1:
         return []
     command = ["env", f"CUDA_VISIBLE_DEVICES={gpus[slot % len(gpus)]}"] if gpus else []
     if shutil.which("taskset") and hasattr(os, "sched_getaffinity"):
         cores = sorted(os.sched_getaffinity(0))
-        mine = cores[slot * len(cores) // jobs : (slot + 1) * len(cores) // jobs] or [cores[slot % len(cores)]]
-        command += ["taskset", "-c", ",".join(map(str, mine))]
+        share = cores[slot * len(cores) // slots : (slot + 1) * len(cores) // slots] or [cores[slot % len(cores)]]
+        command += ["taskset", "-c", ",".join(map(str, share))]
     return command
 
 
@@ -187,7 +175,7 @@ def _table(experiments: Sequence[Experiment]) -> str:
     )
 
 
-def _show(plan: Plan) -> None:
+def _print_plan(plan: Plan) -> None:
     """Print every command that would be run, and what it would take."""
     hours, gigabytes, source = estimate(plan)
     if not plan.prepared:

@@ -97,17 +97,17 @@ def train(layout: Layout) -> None:
     followed = Followed(train_log)
     stopped: list[str] = []
 
-    def tell_epochs() -> None:
+    def log_epochs() -> None:
         for line in followed.new_lines():
-            if told := epoch_line(line):
-                log(told)
+            if summary := epoch_line(line):
+                log(summary)
             if NO_STEP in line:
                 stopped.append(line)
 
     with tempfile.TemporaryDirectory() as scratch:
         # launch only repeats the command and, after a failure, the end of train.log.
         launch_log = Path(scratch) / "launch.log"
-        run_jobs([command], [launch_log], what="training", threads=threads, watch=tell_epochs, telling_log=train_log)
+        run_jobs([command], [launch_log], what="training", threads=threads, watch=log_epochs, error_log=train_log)
     if stopped:
         # asr_train ends without an error then, and what it leaves looks like a trained model.
         raise UserError(

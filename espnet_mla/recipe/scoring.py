@@ -66,6 +66,7 @@ def score(
         logging.warning("%s: %s", decode_dir / "text", note)
 
     order = sorted(references, key=str.encode)
+    marked: set[str] = set()
     for kind in kinds:
         if kind == "ter" and not (bpemodel and Path(bpemodel).is_file()):
             continue
@@ -79,9 +80,15 @@ def score(
         ids = {utterance: f"({speakers[utterance]}-{utterance})" for utterance in order}
         folder = decode_dir / f"score_{kind}"
         for name, lines in trn.items():
-            write_text(folder / f"{name}.trn", "".join(f"{_line(lines[each])}\t{ids[each]}\n" for each in order))
-        scored = [sclite.Utterance(ids[each], sclite.align(trn["ref"][each], trn["hyp"][each])) for each in order]
+            write_text(folder / f"{name}.trn", "".join(f"{_line(lines[key])}\t{ids[key]}\n" for key in order))
+            marked |= {key for key in order if sclite.has_markup(lines[key])}
+        scored = [sclite.Utterance(ids[key], sclite.align(trn["ref"][key], trn["hyp"][key])) for key in order]
         write_text(folder / "result.txt", sclite.report(scored, str(folder / "hyp.trn"), "\n".join(notes)))
+    if marked:
+        logging.warning(
+            "%s: %d utterances, the first is %s, hold { or @, which are words here; NIST's sclite would read "
+            "alternatives or no word", decode_dir, len(marked), min(marked, key=str.encode),
+        )  # fmt: skip
 
 
 def write_results(asr_exp: str | Path, note: str = "") -> Path:

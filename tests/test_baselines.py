@@ -181,6 +181,12 @@ def test_a_dry_run_estimates_by_the_epochs_that_are_asked_for(dry):
     assert hours("--jobs", "2") == hours()  # the cores are all taken anyhow
 
 
+def test_on_a_gpu_the_estimate_is_that_of_espnets_conformer(dry, monkeypatch):
+    monkeypatch.setattr(plan, "gpus", lambda: ["V100"])
+    training = next(line for line in dry("--only", "conformer_mha") if "--stage 11" in line)
+    assert f"# {57072 / 3600:.2f} hours" in training
+
+
 def test_jobs_share_cores_and_the_visible_gpus(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 8})
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")

@@ -117,16 +117,14 @@ def test_a_dry_run_prints_every_command_of_the_twelve_pairs_with_hours_and_disk(
     assert [line.split("conf/")[1].split(".yaml")[0] for line in training] == list(plan.PAIRS)
     assert len([line for line in lines if line.startswith("espnet-mla profile ")]) == 12
     compared = next(line for line in lines if line.startswith("espnet-mla compare "))
-    assert compared.endswith(
-        "--baseline asr_conformer_mha_raw_en_bpe60 asr_branchformer_mha_raw_en_bpe60 asr_e_branchformer_mha_raw_en_bpe60 "
-        "--output elsewhere"
-    )
+    baselines = (f"asr_{architecture}_mha_raw_en_bpe60" for architecture in plan.ARCHITECTURES)
+    assert compared.endswith(f"--baseline {' '.join(baselines)} --output elsewhere")
     assert lines[-1].startswith("# about ") and "12 models to train" in lines[-1]
 
 
 def test_seeds_patterns_and_options_of_run_sh_reach_the_commands(dry):
-    lines = dry("--only", "conformer_m?? *_linear conformer_mla_decoder", "--seeds", "1 2", "--asr_args", "--max_epoch 3",
-                "--batch_size", "4", "--jobs", "3")  # fmt: skip
+    lines = dry("--only", "conformer_m?? *_linear conformer_mla_decoder", "--seeds", "1 2",
+                "--asr_args", "--max_epoch 3", "--batch_size", "4", "--jobs", "3")  # fmt: skip
     training = [line for line in lines if "--stage 11" in line]
     names = ["conformer_mha", "conformer_mla", "conformer_linear", "branchformer_linear", "e_branchformer_linear",
              "conformer_mla_decoder"]  # fmt: skip
@@ -155,7 +153,7 @@ def test_experiments_are_looked_for_where_run_sh_puts_them(dry, corpus, more):
     [
         (["--only", "transducer_*"], "--only 'transducer_*' fits none of conformer_mha"),
         (["--seeds", "1 x"], "--seeds '1 x': 'x' is not a whole number"),
-        (["--seeds", "1 1"], "each only once"),
+        (["--seeds", "1 1"], "a seed is given twice"),
         (["--jobs", "0"], "--jobs 0: at least 1 is needed"),
         (["--stage", "11"], "--stage: run_all_baselines.sh sets it itself"),
         (["--expdir=elsewhere"], "--expdir: run_all_baselines.sh sets it itself"),

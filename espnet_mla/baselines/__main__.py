@@ -22,9 +22,9 @@ LOGS = "baselines"
 """The folder of the logs, below that of the experiments; one run at a time writes there."""
 
 DESCRIPTION = """\
-Train, decode and score every pair of architecture and attention, measure each, and compare all. What is done is skipped; a
-pair that fails is shown with its log at the end, and the others go on. Options that are not listed here go to run.sh, as
---ngpu or --batch_size.
+Train, decode and score every pair of architecture and attention, measure each, and compare all. What is done is
+skipped. A pair that fails stops no other: the table at the end names its log. Options that are not listed here go to
+run.sh, as --batch_size.
 """
 
 
@@ -152,7 +152,7 @@ def _run(
 
 
 def _share(slot: int, slots: int, gpus: Sequence[str]) -> list[str]:
-    """What runs a command on its share of the cores and GPUs. All that counts cores in it then counts its own."""
+    """The prefix that limits a command to the slot's share of cores and GPUs; what counts cores then counts those."""
     if slots == 1:
         return []
     command = ["env", f"CUDA_VISIBLE_DEVICES={gpus[slot % len(gpus)]}"] if gpus else []
@@ -164,11 +164,11 @@ def _share(slot: int, slots: int, gpus: Sequence[str]) -> list[str]:
 
 
 def _table(experiments: Sequence[Experiment]) -> str:
-    rows = [("model", "trained and scored", "measured", "time", "log")]
+    rows = [["model", "trained and scored", "measured", "time", "log"]]
     for one in experiments:
         steps = {"trained": one.trained, "measured": one.measured}
         cells = ["done" if done else "FAILED" if one.failed == what else "-" for what, done in steps.items()]
-        rows.append((one.name, *cells, duration(one.seconds), str(one.log) if one.failed else ""))
+        rows.append([one.name, *cells, duration(one.seconds), str(one.log) if one.failed else ""])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -216,23 +216,27 @@ def _parser() -> argparse.ArgumentParser:
         "--seeds",
         metavar="SEEDS",
         default="",
-        help='train each pair with each, as "1 2 3" (default: the configuration\'s)',
+        help='seeds to train every pair with, as "1 2 3" (default: the configuration\'s)',
     )
     parser.add_argument(
         "--jobs", metavar="N", type=int, default=1,
         help="trainings side by side; they share cores and GPUs (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--dry_run", "--dry-run", action="store_true", help="print each command, with about the hours and the disk"
+        "--dry_run", "--dry-run", action="store_true", help="print all commands, with an estimate of hours and disk"
     )
     parser.add_argument(
         "--output", metavar="FOLDER", help="for the comparison (default: exp/comparison, mini/exp/comparison)"
     )
-    parser.add_argument("--asr_args", metavar="OPTIONS", default="", help="of training, for all, as for run.sh")
+    parser.add_argument(
+        "--asr_args", metavar="OPTIONS", default="", help="options of training, for all pairs, as for run.sh"
+    )
     parser.add_argument("--nbpe", metavar="N", help="size of the BPE vocabulary, as for run.sh")
     parser.add_argument("--ngpu", metavar="N", type=int, help="as for run.sh; 0 measures on the CPU too")
     parser.add_argument(
-        "--inference_args", metavar="OPTIONS", help="of decoding, as for run.sh; they are measured with too"
+        "--inference_args",
+        metavar="OPTIONS",
+        help="options of decoding, as for run.sh; times are measured with them too",
     )
     parser.add_argument("--test_sets", metavar="SETS", help="as for run.sh; times are measured on the first of them")
     parser.add_argument(

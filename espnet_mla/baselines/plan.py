@@ -24,8 +24,8 @@ ATTENTIONS = ("mha", "gqa", "mla", "linear")
 PAIRS = tuple(f"{architecture}_{attention}" for architecture in ARCHITECTURES for attention in ATTENTIONS)
 LONGEST_NAME = 255  # of a file, in Linux's and macOS's file systems
 RESERVED = (
-    "stage", "stop_stage", "asr_config", "asr_tag", "asr_exp", "asr_stats_dir", "expdir", "dumpdir", "lang", "token_type",
-    "inference_asr_model", "inference_config", "inference_tag",
+    "stage", "stop_stage", "asr_config", "asr_tag", "asr_exp", "asr_stats_dir", "expdir", "dumpdir", "lang",
+    "token_type", "inference_asr_model", "inference_config", "inference_tag",
 )  # fmt: skip
 """Options of run.sh that are set here, or that would put something where it is not looked for."""
 SHARED = ("nbpe", "speed_perturb_factors", "test_sets", "inference_args", "ngpu")
@@ -178,7 +178,7 @@ def make_plan(options: argparse.Namespace, rest: Sequence[str]) -> Plan:
     if wrong := [seed for seed in seeds if not seed.isdecimal()]:
         raise UsageError(f"--seeds {options.seeds!r}: {wrong[0]!r} is not a whole number")
     if len(set(seeds)) != len(seeds):
-        raise UsageError(f"--seeds {options.seeds!r}: each only once")
+        raise UsageError(f"--seeds {options.seeds!r}: a seed is given twice")
     shared = [f"--{name}={getattr(options, name)}" for name in SHARED if getattr(options, name) is not None]
     folder = CORPORA[options.corpus].folder
     experiments = []

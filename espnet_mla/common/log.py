@@ -1,4 +1,4 @@
-"""What the recipe tells its user: lines with the time, as ESPnet's scripts print them, and elapsed times."""
+"""Lines of a log with the time, as ESPnet's scripts print them."""
 
 import logging
 import time

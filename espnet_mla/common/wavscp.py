@@ -104,7 +104,9 @@ def _read(entry: str) -> tuple[np.ndarray, int]:
 def _parse(entry: str) -> tuple[str, list[float]] | None:
     """The file a pipe reads and the speed factors it applies, or None for a pipe that the shell has to run."""
     pipe = PIPE.fullmatch(entry.strip())
-    command = pipe and next(filter(None, (reader.fullmatch(pipe["first"].strip()) for reader in READERS)), None)
+    if not pipe:
+        return None
+    command = next(filter(None, (reader.fullmatch(pipe["first"].strip()) for reader in READERS)), None)
     if not command or (path := _unquoted(command["path"])) is None:
         return None
     first = [command["factor"]] if "factor" in command.re.groupindex else []

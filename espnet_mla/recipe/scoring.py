@@ -16,6 +16,7 @@ from espnet_mla.common import sclite
 from espnet_mla.common.errors import UserError
 from espnet_mla.common.files import write_text
 from espnet_mla.common.tables import read_table
+from espnet_mla.recipe.datadir import first_few
 from espnet_mla.trained.inference import HEARD
 
 KINDS = {"wer": "word", "cer": "char", "ter": "bpe"}
@@ -110,7 +111,7 @@ def results_markdown(asr_exp: str | Path, note: str = "") -> str:
     """
     asr_exp = Path(asr_exp)
     tables: dict[Path, dict[str, list[str]]] = {}
-    heard: dict[Path, dict[str, str]] = {}
+    latencies: dict[Path, dict[str, str]] = {}
     for result in sorted(asr_exp.rglob("score_*/result.txt")):
         kind, decoded = result.parent.name.removeprefix("score_"), result.parent.parent
         if kind not in KINDS:
@@ -119,8 +120,8 @@ def results_markdown(asr_exp: str | Path, note: str = "") -> str:
         if total is None:
             raise UserError(f"{result} has no Sum/Avg row: remove {result.parent} and score again (stage 13)")
         name = "/".join(decoded.parts[-2:])
-        if how := _heard(decoded):
-            heard.setdefault(decoded.parent.parent, {})[name] = how
+        if latency := _latency(decoded):
+            latencies.setdefault(decoded.parent.parent, {})[name] = latency
         row = [name, *total[1].replace("|", " ").split()]
         tables.setdefault(decoded.parent.parent, {}).setdefault(kind, []).append(f"|{'|'.join(row)}|\n")
     if not tables:
@@ -130,16 +131,16 @@ def results_markdown(asr_exp: str | Path, note: str = "") -> str:
         parts.append(f"## {experiment.as_posix()}\n")
         for kind in KINDS:
             if kind in kinds:
-                said = f"{note}\n\n" if note else ""
-                parts.append(f"### {kind.upper()}\n\n{said}{HEAD}{''.join(kinds[kind])}\n")
-        if rows := heard.get(experiment):
-            lines = "".join(f"|{name}|{how}|\n" for name, how in rows.items())
+                above = f"{note}\n\n" if note else ""
+                parts.append(f"### {kind.upper()}\n\n{above}{HEAD}{''.join(kinds[kind])}\n")
+        if rows := latencies.get(experiment):
+            lines = "".join(f"|{name}|{latency}|\n" for name, latency in rows.items())
             parts.append(f"### Latency\n\n|dataset|heard|\n|---|---|\n{lines}\n")
     return "".join(parts)
 
 
-def _heard(decoded: Path) -> str | None:
-    """In which chunks a streaming model has heard a set, and at what latency, as the log of decoding says."""
+def _latency(decoded: Path) -> str | None:
+    """The chunks and the latency of a streaming model on a set, by the log of its decoding."""
     for path in sorted((decoded / "logdir").glob("asr_inference.*.log")):
         if found := HEARD.search(path.read_text(encoding="utf-8", errors="replace")):
             return found[1]
@@ -148,9 +149,7 @@ def _heard(decoded: Path) -> str | None:
 
 def _refuse(utterances: set[str], problem: str) -> None:
     if utterances:
-        shown = sorted(utterances)
-        more = f" and {len(shown) - 10} more" if len(shown) > 10 else ""
-        raise UserError(f"{problem} {', '.join(shown[:10])}{more}")
+        raise UserError(f"{problem} {first_few(sorted(utterances), most=10)}")
 
 
 def _line(text: str) -> str:

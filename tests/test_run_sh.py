@@ -1,6 +1,9 @@
 """run.sh: what the user gives wins, the rest follows from the corpus, and a configuration is read as YAML."""
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,12 +80,14 @@ def test_a_configuration_that_is_not_yaml_is_named(folder):
         options("--corpus", "mini", "--asr_config", "mine.yaml")
 
 
-@pytest.mark.parametrize("spelt", ["mini/exp/A/x.yaml", "./mini/exp/A/x.yaml", "mini/../mini/exp/A/x.yaml", "{}/mini/exp/A/x.yaml"])  # fmt: skip
-def test_a_configuration_of_a_model_that_mini_trained_is_small_already_however_its_path_is_spelt(folder, spelt):
+@pytest.mark.parametrize("prefix", ["mini/", "./mini/", "", "mini/../mini/", "{}/mini/"])
+def test_a_configuration_of_a_model_that_mini_trained_is_small_already_however_its_path_is_spelt(folder, prefix):
     config = folder / "mini/exp/A/x.yaml"
     config.parent.mkdir(parents=True)
     config.write_text("encoder: conformer\n")
-    given = options("--corpus", "mini", "--asr_config", spelt.format(folder), "--asr_args", "--max_epoch 2")
+    given = options(
+        "--corpus", "mini", "--asr_config", f"{prefix.format(folder)}exp/A/x.yaml", "--asr_args", "--max_epoch 2"
+    )
     assert given["asr_args"] == "--max_epoch 2"
     assert (folder / "mini" / given["asr_config"]).samefile(config)
     assert given["asr_tag"] == "x_raw_en_bpe60_max_epoch2"
@@ -122,6 +127,29 @@ def test_wrong_options_are_named(arguments, message):
 def test_every_corpus_has_its_source_and_a_folder_that_no_other_has():
     assert set(data.SOURCES) == set(CORPORA)
     assert len({corpus.folder for corpus in CORPORA.values()}) == len(CORPORA)
+
+
+def test_without_the_package_run_sh_says_how_to_get_it(folder):
+    recipe, programs = folder / "egs2/x/asr1", folder / "bin"
+    (recipe / "local").mkdir(parents=True)
+    programs.mkdir()
+    for name in ("run.sh", "path.sh"):
+        shutil.copy(CONF.parent / "egs2/librispeech_100/asr1" / name, recipe)
+    (programs / "python3").write_text("#!/bin/sh\nexit 1\n")
+    (programs / "python3").chmod(0o755)
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}"}
+    done = subprocess.run([recipe / "run.sh"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: python3 has no espnet_mla; setup_environment.sh") and not done.stdout
+
+
+def test_help_names_the_corpora_and_the_options_of_asr_sh():
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment["PYTHONPATH"] = str(CONF.parent)
+    script = CONF.parent / "egs2/librispeech_100/asr1/run.sh"
+    done = subprocess.run([script, "--help"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "librispeech_100 or mini" in done.stdout and "--inference_nj" in done.stdout
 
 
 def test_links_that_are_right_are_left_alone(folder):

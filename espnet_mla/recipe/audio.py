@@ -151,8 +151,8 @@ def remove_long_short(org: Path, target: Path, fs: int, min_duration: float, max
         if text and shortest < samples < longest:
             remaining.append(utterance)
     counts = (
-        f"{len(remaining)} of {len(tables['text'])} utterances kept; left out: "
-        f"{short} not longer than {min_duration} s, {long} not shorter than {max_duration} s, {empty} without transcript"
+        f"{len(remaining)} of {len(tables['text'])} utterances kept; left out: {short} not longer than "
+        f"{min_duration} s, {long} not shorter than {max_duration} s, {empty} without transcript"
     )
     if not remaining:
         raise UserError(f"{org}: {counts}. Check --min_wav_duration, --max_wav_duration and {org / 'text'}")

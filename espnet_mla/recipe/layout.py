@@ -174,16 +174,16 @@ class Layout:
 
 def experiment_tag(options: Mapping[str, object]) -> str:
     """The name of an experiment by the options of asr.sh, where --asr_tag gives none: the one place that makes it."""
-    config, overwritten = str(options["asr_config"]), str(options["asr_args"])
-    name = config_name(config) if config else "train"
-    return f"{name}_{_data_tag(options, re.sub('[ |=/]', '', overwritten.replace('--', '_')))}"
+    config = str(options["asr_config"])
+    overwritten = re.sub(r"[ |=/]", "", str(options["asr_args"]).replace("--", "_"))
+    return f"{config_name(config) if config else 'train'}_{_data_tag(options, overwritten)}"
 
 
-def _data_tag(options: Mapping[str, object], training: str = "") -> str:
+def _data_tag(options: Mapping[str, object], overwritten: str = "") -> str:
     """What a name says of the data: kind of features, language, tokens, and whether speed was perturbed."""
     vocabulary = options["nbpe"] if options["token_type"] == "bpe" else ""
     perturbed = "_sp" if str(options["speed_perturb_factors"]).strip() else ""
-    return f"{options['feats_type']}_{_language(options)}{options['token_type']}{vocabulary}{training}{perturbed}"
+    return f"{options['feats_type']}_{_language(options)}{options['token_type']}{vocabulary}{overwritten}{perturbed}"
 
 
 def _language(options: Mapping[str, object]) -> str:

@@ -49,12 +49,12 @@ All other options are those of asr.sh. Those of sets, texts, tokens and hardware
 
 
 def asr_sh_options(arguments: Sequence[str]) -> tuple[Corpus, dict[str, str]]:
-    """The options of asr.sh, but for those of the hardware, that the arguments of run.sh come to.
+    """The options with which run.sh calls asr.sh, but for those of the hardware.
 
-    Reads the configuration of a corpus that scales it down, relative to the current folder.
+    For a corpus that scales configurations down, the configuration is read, relative to the current folder.
 
     Returns:
-        The corpus, and name of the option -> value, paths as they are named from the corpus's folder.
+        The corpus, and option -> value, paths relative to the corpus's folder.
 
     Raises:
         UsageError: an option lacks its value, or there is no such corpus.
@@ -87,7 +87,7 @@ def as_arguments(options: Mapping[str, str]) -> list[str]:
 
 
 def _relative_to(folder: Path, config: str) -> str:
-    """The path of a configuration, relative to `folder`; what is not there is taken to be so already."""
+    """The path of a configuration relative to `folder`; one that does not exist here is taken to be so already."""
     if os.path.isabs(config) or not Path(config).is_file():
         return config
     path = os.path.normpath(config)
@@ -96,10 +96,12 @@ def _relative_to(folder: Path, config: str) -> str:
 
 def _scaling(corpus: Corpus, config: str) -> str:
     """The options that make a configuration small; none for one below the corpus's folder, of a model trained there."""
-    path = Path(config)
-    if path.resolve().is_relative_to(corpus.folder.resolve()):
-        return ""
-    encoder = read_mapping(path).get("encoder") if path.is_file() else None  # asr.sh says what is missing
+    path = Path(config) if Path(config).is_file() else corpus.folder / config
+    encoder = None
+    if path.is_file():  # else asr.sh says what is missing
+        if path.resolve().is_relative_to(corpus.folder.resolve()):
+            return ""
+        encoder = read_mapping(path).get("encoder")
     return f"{corpus.scaling} {corpus.encoder_scaling.get(str(encoder), '')}".strip()
 
 

@@ -1,6 +1,7 @@
 """run_all_baselines.sh: every pair, one command; what is done is skipped, and what fails is shown."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,10 @@ import yaml
 from test_recipe import RECIPE, ROOT, recipe_folder
 
 from espnet_mla.baselines import __main__ as baselines
-from espnet_mla.baselines import plan as experiments
-from espnet_mla.recipe import mini
+from espnet_mla.baselines import plan
+from espnet_mla.recipe import mini, run_sh
+from espnet_mla.recipe.layout import Layout
+from espnet_mla.recipe.options import parse
 
 SMALL = ("--ngpu", "0", "--gpu_inference", "false", "--speed_perturb_factors", "", "--test_sets", "test_clean",
          "--inference_args", "--beam_size 2 --maxlenratio 0.1", "--nbpe", "40", "--seconds", "1", "2")  # fmt: skip
@@ -93,30 +96,35 @@ def test_a_second_run_beside_the_first_is_refused(folder):
     assert done.returncode == 1 and "exp/baselines/.lock is held by process" in done.stderr
 
 
-def dry(monkeypatch, capsys, *arguments: str) -> list[str]:
-    monkeypatch.chdir(RECIPE)
-    monkeypatch.setattr(experiments, "gpus", list)
-    assert baselines.main([*arguments, "--dry_run"]) == 0
-    return capsys.readouterr().out.splitlines()
+@pytest.fixture
+def dry(tmp_path, monkeypatch, capsys):
+    """A function that gives the lines of a dry run in a recipe's folder without experiments, where there is no GPU."""
+    (tmp_path / "conf").symlink_to(RECIPE / "conf")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "gpus", list)
+
+    def lines(*arguments: str) -> list[str]:
+        assert baselines.main([*arguments, "--dry_run"]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    return lines
 
 
-def test_a_dry_run_prints_every_command_of_the_twelve_pairs_with_hours_and_disk(monkeypatch, capsys):
-    lines = dry(monkeypatch, capsys, "--corpus", "mini", "--output", "elsewhere")
+def test_a_dry_run_prints_every_command_of_the_twelve_pairs_with_hours_and_disk(dry):
+    lines = dry("--corpus", "mini", "--output", "elsewhere")
     training = [line for line in lines if "--stage 11" in line]
     assert len(training) == 12 and all("hours" in line and "GB" in line for line in training)
-    assert [line.split("conf/")[1].split(".yaml")[0] for line in training] == list(experiments.PAIRS)
+    assert [line.split("conf/")[1].split(".yaml")[0] for line in training] == list(plan.PAIRS)
     assert len([line for line in lines if line.startswith("espnet-mla profile ")]) == 12
     compared = next(line for line in lines if line.startswith("espnet-mla compare "))
-    assert compared.endswith(
-        "--baseline asr_conformer_mha_raw_en_bpe60 asr_branchformer_mha_raw_en_bpe60 asr_e_branchformer_mha_raw_en_bpe60 "
-        "--output elsewhere"
-    )
+    baselines = (f"asr_{architecture}_mha_raw_en_bpe60" for architecture in plan.ARCHITECTURES)
+    assert compared.endswith(f"--baseline {' '.join(baselines)} --output elsewhere")
     assert lines[-1].startswith("# about ") and "12 models to train" in lines[-1]
 
 
-def test_seeds_patterns_and_options_of_run_sh_reach_the_commands(monkeypatch, capsys):
-    lines = dry(monkeypatch, capsys, "--only", "conformer_m?? *_linear conformer_mla_decoder", "--seeds", "1 2", "--asr_args", "--max_epoch 3",
-                "--batch_size", "4", "--jobs", "3")  # fmt: skip
+def test_seeds_patterns_and_options_of_run_sh_reach_the_commands(dry):
+    lines = dry("--only", "conformer_m?? *_linear conformer_mla_decoder", "--seeds", "1 2",
+                "--asr_args", "--max_epoch 3", "--batch_size", "4", "--jobs", "3")  # fmt: skip
     training = [line for line in lines if "--stage 11" in line]
     names = ["conformer_mha", "conformer_mla", "conformer_linear", "branchformer_linear", "e_branchformer_linear",
              "conformer_mla_decoder"]  # fmt: skip
@@ -125,24 +133,19 @@ def test_seeds_patterns_and_options_of_run_sh_reach_the_commands(monkeypatch, ca
     assert "--asr_tag conformer_mha_raw_en_bpe5000_max_epoch3_seed2_sp" in training[1]
 
 
-def test_the_names_are_those_that_run_sh_gives(monkeypatch, capsys, tmp_path):
-    """Without a tag, asr.sh would name the experiments so."""
-    from espnet_mla.recipe.layout import Layout
-    from espnet_mla.recipe.options import parse
-
-    for corpus, speeds in (("librispeech_100", "0.9 1.0 1.1"), ("mini", "")):
-        line = next(one for one in dry(monkeypatch, capsys, "--corpus", corpus, "--seeds", "7") if "--stage 11" in one)
-        tag = line.split("--asr_tag ")[1].split()[0]
-        nbpe = line.split("--nbpe ")[1].split()[0]
-        given = ["--train_set", "t", "--valid_set", "v", "--test_sets", "x", "--lang", "en", "--nbpe", nbpe, "--asr_config",
-                 "conf/conformer_mha.yaml", "--asr_args", "--seed 7", "--speed_perturb_factors", speeds]  # fmt: skip
-        assert tag == Layout(parse(given)).asr_tag
-    script = (RECIPE / "run.sh").read_text()
-    assert (
-        "nbpe=${nbpe:-5000}" in script
-        and "nbpe=${nbpe:-60}" in script
-        and '--speed_perturb_factors "0.9 1.0 1.1"' in script
-    )
+@pytest.mark.parametrize(
+    "more", [(), ("--nbpe", "70"), ("--speed_perturb_factors", "0.8"), ("--speed_perturb_factors", "")]
+)
+@pytest.mark.parametrize("corpus", ["librispeech_100", "mini"])
+def test_experiments_are_looked_for_where_run_sh_puts_them(dry, corpus, more):
+    lines = dry("--corpus", corpus, "--seeds", "7", *more)
+    training = shlex.split(next(line for line in lines if "--stage 11" in line), comments=True)
+    tag = training.index("--asr_tag")
+    used, options = run_sh.asr_sh_options(training[1:tag] + training[tag + 2 :])  # without it, asr.sh names it
+    layout = Layout(parse(run_sh.as_arguments(options)))
+    assert training[tag + 1] == layout.asr_tag
+    profile = shlex.split(next(line for line in lines if line.startswith("espnet-mla profile")), comments=True)
+    assert profile[profile.index("--asr_model_file") + 1] == str(used.folder / layout.asr_model)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +153,7 @@ def test_the_names_are_those_that_run_sh_gives(monkeypatch, capsys, tmp_path):
     [
         (["--only", "transducer_*"], "--only 'transducer_*' fits none of conformer_mha"),
         (["--seeds", "1 x"], "--seeds '1 x': 'x' is not a whole number"),
-        (["--seeds", "1 1"], "each only once"),
+        (["--seeds", "1 1"], "a seed is given twice"),
         (["--jobs", "0"], "--jobs 0: at least 1 is needed"),
         (["--stage", "11"], "--stage: run_all_baselines.sh sets it itself"),
         (["--expdir=elsewhere"], "--expdir: run_all_baselines.sh sets it itself"),
@@ -162,19 +165,24 @@ def test_the_names_are_those_that_run_sh_gives(monkeypatch, capsys, tmp_path):
         (["--asr_args", "--max_epoch 1 " * 30], "characters, and at most 255 are possible"),
     ],
 )
-def test_bad_options_are_named(monkeypatch, capsys, arguments, said):
-    monkeypatch.chdir(RECIPE)
+def test_bad_options_are_named(dry, capsys, arguments, said):
     with pytest.raises(SystemExit) as ended:
         baselines.main([*arguments, "--dry_run"])
     assert ended.value.code == 2 and said in capsys.readouterr().err
 
 
-def test_a_dry_run_estimates_by_the_epochs_that_are_asked_for(monkeypatch, capsys):
+def test_a_dry_run_estimates_by_the_epochs_that_are_asked_for(dry):
     def hours(*more: str) -> float:
-        return float(dry(monkeypatch, capsys, "--only", "conformer_mha", *more)[-1].split()[2])
+        return float(dry("--only", "conformer_mha", *more)[-1].split()[2])
 
     assert hours("--asr_args", "--max_epoch=7") == pytest.approx(hours() / 10, rel=0.01)
     assert hours("--jobs", "2") == hours()  # the cores are all taken anyhow
+
+
+def test_on_a_gpu_the_estimate_is_that_of_espnets_conformer(dry, monkeypatch):
+    monkeypatch.setattr(plan, "gpus", lambda: ["V100"])
+    training = next(line for line in dry("--only", "conformer_mha") if "--stage 11" in line)
+    assert f"# {57072 / 3600:.2f} hours" in training
 
 
 def test_jobs_share_cores_and_the_visible_gpus(monkeypatch):
@@ -184,8 +192,8 @@ def test_jobs_share_cores_and_the_visible_gpus(monkeypatch):
     assert [baselines._share(slot, 2, ())[-1] for slot in (0, 1)] == ["0,1", "2,3,8"]
     assert all(baselines._share(slot, 7, ())[-1] in "01238" for slot in range(7))  # one each, where there are fewer
     assert baselines._share(2, 3, ("4", "6"))[:2] == ["env", "CUDA_VISIBLE_DEVICES=4"]
-    monkeypatch.setattr(experiments, "gpus", lambda: ["H100", "H100"])
+    monkeypatch.setattr(plan, "gpus", lambda: ["H100", "H100"])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert experiments._visible_gpus() == ("0", "1")
+    assert plan._visible_gpus() == ("0", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    assert experiments._visible_gpus() == ("2", "3")
+    assert plan._visible_gpus() == ("2", "3")

@@ -66,8 +66,9 @@ def test_run_sh_hands_everything_over_and_unlink_removes_the_links(espnet, folde
     arguments = ("--asr_config", "conf/conformer_mla.yaml", "--stage", "10", "--stop_stage", "11", "--ngpu", "4")
     done = run(folder, "run.sh", *arguments, ESPNET_ROOT=os.path.relpath(espnet, folder))
     given = done.stdout.splitlines()
-    assert given[0] == "upstream" and given[-6:] == list(arguments[2:]), done.stderr
-    assert "conf/conformer_mla.yaml" in given
+    assert given[0] == "upstream", done.stderr
+    options = dict(zip(given[1::2], given[2::2], strict=True))
+    assert options.items() >= dict(zip(arguments[::2], arguments[1::2], strict=True)).items()
     assert run(folder, "run.sh", "--unlink").returncode == 0
     assert links(folder) == set()
 

@@ -25,9 +25,7 @@ def test_each_job_has_a_log_in_the_form_of_run_pl(tmp_path):
     for number, log in enumerate(logs, 1):
         lines = log.read_text().splitlines()
         assert (
-            lines[0].startswith("# ")
-            and lines[1].startswith("# ChunkStep on ")
-            and lines[2].startswith("# Started at ")
+            lines[0].startswith("# ") and lines[1].startswith("# Running on ") and lines[2].startswith("# Started at ")
         )
         assert f"said {number}" in lines
         assert lines[-1].startswith("# Ended (code 0) at ")
@@ -75,13 +73,33 @@ def test_a_failure_ends_the_others_and_what_they_started(tmp_path):
 
 
 def test_threads_are_given_unless_the_user_has_set_them(tmp_path, monkeypatch):
-    shown = python("import os; print('threads', os.environ['OMP_NUM_THREADS'])")
+    print_threads = python("import os; print('threads', os.environ['OMP_NUM_THREADS'])")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    jobs.run_jobs([shown], [tmp_path / "log"], what="trying", threads=3)
+    jobs.run_jobs([print_threads], [tmp_path / "log"], what="trying", threads=3)
     assert "threads 3" in (tmp_path / "log").read_text()
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    jobs.run_jobs([shown], [tmp_path / "log"], what="trying", threads=3)
+    jobs.run_jobs([print_threads], [tmp_path / "log"], what="trying", threads=3)
     assert "threads 5" in (tmp_path / "log").read_text()
+
+
+def test_no_more_commands_run_at_a_time_than_there_are_slots_and_each_ends_with_its_status(tmp_path):
+    running, most, ended = set(), [], {}
+
+    def start(name: str, slot: int) -> jobs.Job:
+        assert slot not in running
+        running.add(slot)
+        slots[name] = slot
+        most.append(len(running))
+        return jobs.Job(python(f"raise SystemExit({ord(name) - ord('a')})"), tmp_path / name)
+
+    def end(name: str, job: jobs.Job, status: int) -> None:
+        running.remove(slots[name])
+        ended[name] = status
+        assert job.log == tmp_path / name and job.seconds > 0
+
+    slots: dict[str, int] = {}
+    jobs.run_side_by_side("abcde", slots=2, start=start, end=end)
+    assert ended == {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4} and max(most) == 2 and not running
 
 
 def test_as_a_program_it_takes_what_launch_gives_it(tmp_path):

@@ -1,5 +1,7 @@
 """A folder has one run at a time; a lock ends with its process, however that ends."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -37,12 +39,12 @@ def test_a_second_run_is_refused_with_the_lock_and_its_holder(holder, tmp_path):
 def test_a_lock_left_by_a_killed_process_is_taken_over(holder, tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    left = (tmp_path / "exp" / ".lock").read_text()
-    assert left.startswith(f"process {holder.pid} ")
+    said = tmp_path / "exp" / ".lock.holder"
+    assert said.read_text().startswith(f"process {holder.pid} ")
     held = lock(tmp_path / "exp")
-    assert (tmp_path / "exp" / ".lock").read_text().startswith(f"process {os.getpid()} ")
+    assert said.read_text().startswith(f"process {os.getpid()} ")
     unlock(held)
-    assert (tmp_path / "exp" / ".lock").read_text() == ""
+    assert not said.exists()
     unlock(lock(tmp_path / "exp"))
 
 
@@ -52,6 +54,16 @@ def test_a_process_that_is_started_holds_no_lock_of_its_starter(tmp_path):
         unlock(held)
         unlock(lock(tmp_path))
         child.kill()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_only_warns(tmp_path, monkeypatch, caplog, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    unlock(lock(tmp_path / "exp"))
+    assert "exp: this file system knows no locks" in caplog.text
 
 
 def layout(*options: str) -> Layout:

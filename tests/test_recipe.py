@@ -136,22 +136,6 @@ def test_a_mini_run_keeps_to_its_own_folder_and_scales_the_configuration(tmp_pat
     assert "num_blocks=4" in given["--asr_args"] and given["--asr_args"].endswith(" --max_epoch 2")
 
 
-def test_what_was_made_below_mini_is_named_from_where_the_user_stands_and_not_scaled(tmp_path):
-    folder = recipe_folder(tmp_path)
-    (folder / "asr.sh").unlink()
-    (folder / "asr.sh").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    (folder / "asr.sh").chmod(0o755)
-    (folder / "mini/exp/A_mla8").mkdir(parents=True)
-    (folder / "mini/exp/A_mla8/finetune.yaml").write_text("encoder: conformer\n")
-    done = run(folder, None, "--corpus", "mini", "--asr_config", "mini/exp/A_mla8/finetune.yaml", "--pretrained_model",
-               "mini/exp/A_mla8/model.pth", "--asr_exp", "mini/exp/tuned", "--asr_args", "--max_epoch 2")  # fmt: skip
-    words = done.stdout.splitlines()
-    given = dict(zip(words[::2], words[1::2], strict=True))
-    assert given["--asr_config"] == "exp/A_mla8/finetune.yaml"
-    assert (given["--pretrained_model"], given["--asr_exp"]) == ("exp/A_mla8/model.pth", "exp/tuned")
-    assert given["--asr_args"].strip() == "--max_epoch 2"
-
-
 def test_an_unknown_corpus_is_refused(tmp_path):
     done = run(recipe_folder(tmp_path), None, "--corpus", "timit")
     assert done.returncode == 2 and done.stderr == "error: --corpus timit: valid are librispeech_100 and mini\n"

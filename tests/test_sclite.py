@@ -1,8 +1,9 @@
-"""The promise of recipe/sclite.py: its figures are sclite's.
+"""The promise of common/sclite.py: its figures are sclite's.
 
 data/sclite_pairs.json was made with sclite 2.10 of Debian's package sctk 2.4.10, called as ESPnet calls it: `sclite -r
 ref.trn trn -h hyp.trn trn -i rm -o all stdout`. A case is one pair of files: "lines" are speaker, utterance, reference,
-hypothesis and sclite's counts (correct, substituted, deleted, inserted); "percentages" and "counts" are its two tables.
+hypothesis and sclite's counts (correct, substituted, deleted, inserted); "percentages" and "counts" are the rows of its
+two tables for speakers and for all. Lines with `{` or `@`, and with them the tables of their file, are left out.
 """
 
 import json
@@ -29,18 +30,19 @@ def test_counts_and_tables_are_sclites_to_the_last_digit(case):
     scored = [sclite.Utterance(f"({spk}-{utt})", sclite.align(ref, hyp)) for spk, utt, ref, hyp, _ in case["lines"]]
     for utterance, line in zip(scored, case["lines"], strict=True):
         assert list(utterance.counts) == line[4], line
-    assert tables(sclite.report(scored, "title")) == case["percentages"] + case["counts"]
+    if "counts" in case:
+        assert tables(sclite.report(scored, "title")) == case["percentages"] + case["counts"]
 
 
-def test_there_are_hundreds_of_pairs_and_levenshtein_would_miscount_some():
+def test_there_are_hundreds_of_pairs_and_levenshtein_would_count_some_of_them_otherwise():
     import jiwer
 
     lines = [line for case in CASES for line in case["lines"]]
-    assert len(lines) >= 500
+    assert len(lines) >= 450
     plain = [line for line in lines if re.fullmatch(r"[a-z0-9 ]*[a-z0-9][a-z0-9 ]*", line[2])]
     unit = [jiwer.process_words(ref, hyp) for _, _, ref, hyp, _ in plain]
-    errors = [one.substitutions + one.deletions + one.insertions for one in unit]
-    assert sum(mine != sum(line[4][1:]) for mine, line in zip(errors, plain, strict=True)) > 10
+    counts = [[one.hits, one.substitutions, one.deletions, one.insertions] for one in unit]
+    assert sum(levenshtein != line[4] for levenshtein, line in zip(counts, plain, strict=True)) >= 5
 
 
 def cheapest(reference: list[str], hypothesis: list[str]) -> int:
@@ -69,11 +71,14 @@ def test_an_alignment_is_whole_and_of_least_cost(reference, hypothesis):
     assert weighted == cheapest(reference, hypothesis)
 
 
-@given(WORDS, WORDS)
-def test_the_way_for_alternatives_is_the_same_where_there_are_none(reference, hypothesis):
-    plain = sclite.align(" ".join(reference), " ".join(hypothesis))
-    networks = sclite._align_networks(*(sclite._Network.parse(" ".join(words)) for words in (reference, hypothesis)))
-    assert networks == plain
+@pytest.mark.parametrize("text", ["a { b / c }", "{a/b}", "a @ b", "@", "@*", "@;x", "a {"])
+def test_what_sclite_would_not_read_as_words_is_found(text):
+    assert sclite.has_markup(text)
+
+
+@pytest.mark.parametrize("text", ["", "a{b}", "me@home", "@@", "a / b", "} a", "a;@", "a*"])
+def test_braces_and_at_signs_within_words_are_words_to_sclite_too(text):
+    assert not sclite.has_markup(text)
 
 
 def test_long_character_alignments_take_milliseconds():

@@ -89,6 +89,15 @@ def test_what_sclite_would_take_for_a_comment_is_counted(decoded):
     assert row(folder, "wer").startswith("3|7|85.7|14.3")
 
 
+def test_what_sclite_would_not_read_as_words_is_counted_and_the_first_utterance_is_named(decoded, caplog):
+    data, folder = decoded({**TEXT, "19-1-0001": "IT'S @", "26-2-0000": "A { MAT"})
+    with caplog.at_level(logging.WARNING):
+        scoring.score(data, folder)
+    assert row(folder, "wer").startswith("3|7|85.7|14.3|0.0|14.3")
+    (warning,) = caplog.messages
+    assert "test: 2 utterances, the first is 19-1-0001, hold { or @" in warning
+
+
 def test_symbols_that_are_no_language_do_not_count(decoded, tmp_path):
     (tmp_path / "nlsyms.txt").write_text("<NOISE>\n")
     data, folder = decoded({**TEXT, "26-2-0000": "A <NOISE> MAT"})

@@ -66,7 +66,7 @@ def test_a_configuration_that_does_not_exist_is_found_first_and_the_others_are_l
         stages.perform(layout(f"--{option}", "conf/absent.yaml"))
 
 
-@pytest.mark.parametrize("content, problem", [("a: [1\n", "is not YAML"), ("just words\n", "key: value")])
+@pytest.mark.parametrize("content, problem", [("a: [1\n", "cannot be read"), ("just words\n", "key: value")])
 def test_a_configuration_that_cannot_be_read_is_found_first(content, problem):
     Path("broken.yaml").write_text(content)
     with pytest.raises(UserError, match=f"--asr_config broken.yaml .*{problem}"):

@@ -6,24 +6,25 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from espnet_mla.baselines.plan import CORPORA, Experiment, Plan, estimate, make_plan
+from espnet_mla.baselines.plan import Experiment, Plan, estimate, make_plan
 from espnet_mla.common.errors import UsageError, UserError
-from espnet_mla.common.jobs import POLL_SECONDS, Job, failure
+from espnet_mla.common.jobs import Job, failure, run_side_by_side
 from espnet_mla.common.lock import lock, unlock
 from espnet_mla.common.log import log
 from espnet_mla.common.processes import end_on_signals
 from espnet_mla.common.units import duration
+from espnet_mla.recipe.corpora import CORPORA, DEFAULT
 
 LOGS = "baselines"
 """The folder of the logs, below that of the experiments; one run at a time writes there."""
 
 DESCRIPTION = """\
-Train, decode and score every pair of architecture and attention, measure each, and compare all. What is done is skipped; a
-pair that fails is shown with its log at the end, and the others go on. Options that are not listed here go to run.sh, as
---ngpu or --batch_size.
+Train, decode and score every pair of architecture and attention, measure each, and compare all. What is done is
+skipped. A pair that fails stops no other: the table at the end names its log. Options that are not listed here go to
+run.sh, as --batch_size.
 """
 
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         plan = make_plan(options, rest)
         if options.dry_run:
-            _show(plan)
+            _print_plan(plan)
             return 0
         end_on_signals()
         held = lock(plan.exp / LOGS)
@@ -69,14 +70,14 @@ def _perform(plan: Plan) -> int:
     if measured:
         log(f"Comparing {len(measured)} models")
 
-        def end(name: str, status: int, _: float) -> None:
+        def end(name: str, job: Job, status: int) -> None:
             nonlocal compared
             if status:
                 compared = (plan.output / "RESULTS.md").exists()  # 1 may only say that something was left out
-                print(f"error: {failure('comparing failed', status, logs / 'compare.log')}", file=sys.stderr)
+                print(f"error: {failure('comparing failed', status, job.log)}", file=sys.stderr)
                 failed.append("compare")
 
-        _side_by_side({"compare": plan.compare(measured)}, logs, 1, end)
+        _run({"compare": plan.compare(measured)}, logs, end)
     print(_table(plan.experiments))
     log(
         (f"The comparison is in {plan.output}. " if compared else "Nothing was compared. ")
@@ -93,14 +94,14 @@ def _prepare(plan: Plan, logs: Path) -> None:
     """
     statuses: dict[str, int] = {}
 
-    def end(name: str, status: int, _: float) -> None:
+    def end(name: str, _: Job, status: int) -> None:
         statuses[name] = status
 
-    _side_by_side({"data": plan.data}, logs, 1, end)
+    _run({"data": plan.data}, logs, end)
     if statuses["data"]:
         raise failure("preparing the data failed", statuses["data"], logs / "data.log")
     for one in {one.config: one for one in plan.experiments}.values():
-        _side_by_side({"statistics": plan.statistics(one)}, logs, 1, end)
+        _run({"statistics": plan.statistics(one)}, logs, end)
         if not statuses["statistics"]:
             return
     raise failure(
@@ -112,81 +113,69 @@ def _step(
     plan: Plan,
     command: Callable[[Experiment], list[str]],
     what: str,
-    jobs: int,
+    slots: int,
     experiments: Sequence[Experiment],
 ) -> None:
     """One step of each of the experiments."""
     by_name = {one.name: one for one in experiments}
-    logs = plan.exp / LOGS / what
 
-    def end(name: str, status: int, seconds: float) -> None:
+    def end(name: str, job: Job, status: int) -> None:
         one = by_name[name]
-        one.log, one.seconds = logs / f"{name}.log", one.seconds + seconds
+        one.log, one.seconds = job.log, one.seconds + job.seconds
         if status:
             one.failed = what
             log(f"{name}: not {what}, log: {one.log}")
         else:
-            log(f"{name}: {what} [elapsed={duration(seconds)}]")
+            log(f"{name}: {what} [elapsed={duration(job.seconds)}]")
 
     commands = {name: command(one) for name, one in by_name.items()}
-    _side_by_side(commands, logs, jobs, end, plan.gpus)
+    _run(commands, plan.exp / LOGS / what, end, slots, plan.gpus)
 
 
-def _side_by_side(
-    commands: dict[str, list[str]],
+def _run(
+    commands: Mapping[str, list[str]],
     logs: Path,
-    jobs: int,
-    end: Callable[[str, int, float], None],
+    end: Callable[[str, Job, int], None],
+    slots: int = 1,
     gpus: Sequence[str] = (),
 ) -> None:
-    """Run the commands, at most `jobs` at a time, each with a log of its name; `end` is told of each, and its seconds.
+    """Run the commands, at most `slots` at a time, each with a log of its name; `end` gets name, job and exit status.
 
     Cores and GPUs are shared out among commands that run side by side.
     """
-    waiting, running = list(commands), {}
-    try:
-        while waiting or running:
-            for slot in range(jobs):
-                if slot not in running and waiting:
-                    name = waiting.pop(0)
-                    log(f"{name}: {shlex.join(commands[name])}")
-                    job = Job([*_share(slot, jobs, gpus), *commands[name]], logs / f"{name}.log")
-                    running[slot] = name, job, time.monotonic()
-            for slot, (name, job, began) in list(running.items()):
-                if (status := job.finished()) is not None:
-                    del running[slot]
-                    end(name, status, time.monotonic() - began)
-            time.sleep(POLL_SECONDS)
-    finally:
-        for _, job, _ in running.values():
-            job.stop()
+
+    def start(name: str, slot: int) -> Job:
+        log(f"{name}: {shlex.join(commands[name])}")
+        return Job([*_share(slot, slots, gpus), *commands[name]], logs / f"{name}.log")
+
+    run_side_by_side(commands, slots=slots, start=start, end=end)
 
 
-def _share(slot: int, jobs: int, gpus: Sequence[str]) -> list[str]:
-    """What runs a command on its share of the cores and GPUs. All that counts cores in it then counts its own."""
-    if jobs == 1:
+def _share(slot: int, slots: int, gpus: Sequence[str]) -> list[str]:
+    """The prefix that limits a command to the slot's share of cores and GPUs; what counts cores then counts those."""
+    if slots == 1:
         return []
     command = ["env", f"CUDA_VISIBLE_DEVICES={gpus[slot % len(gpus)]}"] if gpus else []
     if shutil.which("taskset") and hasattr(os, "sched_getaffinity"):
         cores = sorted(os.sched_getaffinity(0))
-        mine = cores[slot * len(cores) // jobs : (slot + 1) * len(cores) // jobs] or [cores[slot % len(cores)]]
-        command += ["taskset", "-c", ",".join(map(str, mine))]
+        share = cores[slot * len(cores) // slots : (slot + 1) * len(cores) // slots] or [cores[slot % len(cores)]]
+        command += ["taskset", "-c", ",".join(map(str, share))]
     return command
 
 
 def _table(experiments: Sequence[Experiment]) -> str:
-    rows = [("model", "trained and scored", "measured", "time", "log")]
+    rows = [["model", "trained and scored", "measured", "time", "log"]]
     for one in experiments:
         steps = {"trained": one.trained, "measured": one.measured}
         cells = ["done" if done else "FAILED" if one.failed == what else "-" for what, done in steps.items()]
-        rows.append((one.name, *cells, duration(one.seconds), str(one.log) if one.failed else ""))
+        rows.append([one.name, *cells, duration(one.seconds), str(one.log) if one.failed else ""])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
 
 
-def _show(plan: Plan) -> None:
+def _print_plan(plan: Plan) -> None:
     """Print every command that would be run, and what it would take."""
     hours, gigabytes, source = estimate(plan)
     if not plan.prepared:
@@ -217,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="run_all_baselines.sh", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument("--corpus", choices=CORPORA, default="librispeech_100", help="(default: %(default)s)")
+    parser.add_argument("--corpus", choices=CORPORA, default=DEFAULT, help="(default: %(default)s)")
     parser.add_argument(
         "--only",
         metavar="PATTERNS",
@@ -227,23 +216,27 @@ def _parser() -> argparse.ArgumentParser:
         "--seeds",
         metavar="SEEDS",
         default="",
-        help='train each pair with each, as "1 2 3" (default: the configuration\'s)',
+        help='seeds to train every pair with, as "1 2 3" (default: the configuration\'s)',
     )
     parser.add_argument(
         "--jobs", metavar="N", type=int, default=1,
         help="trainings side by side; they share cores and GPUs (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--dry_run", "--dry-run", action="store_true", help="print each command, with about the hours and the disk"
+        "--dry_run", "--dry-run", action="store_true", help="print all commands, with an estimate of hours and disk"
     )
     parser.add_argument(
         "--output", metavar="FOLDER", help="for the comparison (default: exp/comparison, mini/exp/comparison)"
     )
-    parser.add_argument("--asr_args", metavar="OPTIONS", default="", help="of training, for all, as for run.sh")
+    parser.add_argument(
+        "--asr_args", metavar="OPTIONS", default="", help="options of training, for all pairs, as for run.sh"
+    )
     parser.add_argument("--nbpe", metavar="N", help="size of the BPE vocabulary, as for run.sh")
     parser.add_argument("--ngpu", metavar="N", type=int, help="as for run.sh; 0 measures on the CPU too")
     parser.add_argument(
-        "--inference_args", metavar="OPTIONS", help="of decoding, as for run.sh; they are measured with too"
+        "--inference_args",
+        metavar="OPTIONS",
+        help="options of decoding, as for run.sh; times are measured with them too",
     )
     parser.add_argument("--test_sets", metavar="SETS", help="as for run.sh; times are measured on the first of them")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Every experiment of run_all_baselines.sh: its name, its folder, the commands that make it, and what they would take."""
+"""Every experiment of run_all_baselines.sh: its name, its folder, the commands that make it, and what they take."""
 
 import argparse
 import fnmatch
@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from espnet_mla.common.errors import UsageError
 from espnet_mla.common.machine import CORES, gpus
+from espnet_mla.common.yaml_files import read_mapping
 from espnet_mla.measure.names import check_seconds
-from espnet_mla.recipe.layout import config_name
+from espnet_mla.recipe.corpora import CORPORA
+from espnet_mla.recipe.layout import Layout
+from espnet_mla.recipe.options import parse
+from espnet_mla.recipe.run_sh import as_arguments, asr_sh_options
 from espnet_mla.trained.decoding import DECODING
 from espnet_mla.trained.names import FIGURES_FILE, MODEL_FILE
 
@@ -21,44 +23,23 @@ ARCHITECTURES = ("conformer", "branchformer", "e_branchformer")
 ATTENTIONS = ("mha", "gqa", "mla", "linear")
 PAIRS = tuple(f"{architecture}_{attention}" for architecture in ARCHITECTURES for attention in ATTENTIONS)
 LONGEST_NAME = 255  # of a file, in Linux's and macOS's file systems
-OWN = (
-    "stage", "stop_stage", "asr_config", "asr_tag", "asr_exp", "asr_stats_dir", "expdir", "dumpdir", "lang", "token_type",
-    "inference_asr_model", "inference_config", "inference_tag",
+RESERVED = (
+    "stage", "stop_stage", "asr_config", "asr_tag", "asr_exp", "asr_stats_dir", "expdir", "dumpdir", "lang",
+    "token_type", "inference_asr_model", "inference_config", "inference_tag",
 )  # fmt: skip
 """Options of run.sh that are set here, or that would put something where it is not looked for."""
+SHARED = ("nbpe", "speed_perturb_factors", "test_sets", "inference_args", "ngpu")
+"""Options of run.sh that are options here too, since names and measuring depend on them."""
 
 
 # What an experiment takes: hours, and 10^9 bytes. Only for --dry_run, so that nobody starts a month by mistake.
 _MINI_HOURS, _MINI_GIGABYTES = 0.025, 0.05  # results/mini: two at a time on 2 cores
 _MEASURING_HOURS = {"librispeech_100": 2 / 60, "mini": 0.7 / 60}
 _DATA_GIGABYTES = {"librispeech_100": 28.0, "mini": 0.05}  # archives, unpacked, and the training part at three speeds
-_GPU_HOURS_AN_EPOCH = 0.25  # ESPnet's own note on its LibriSpeech-100 Conformer, on an A100
+_GPU_HOURS_AN_EPOCH = 57_072 / 3600 / 70  # ESPnet's RESULTS of its Conformer on this corpus: 57,072 s for 70 epochs
 _CPU_SECONDS_A_SECOND = 0.078  # core seconds of training for a second of speech: benchmarks/RESULTS.md, 8x15
 _TRAINING_HOURS = 302.0  # of speech, at three speeds
 _MODEL_GIGABYTES = 0.14
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """What depends on the corpus.
-
-    Args:
-        place: the folder below the recipe's where run.sh works.
-        nbpe: size of the vocabulary, as run.sh has it.
-        speeds: of speed perturbation, as run.sh has them.
-        decoding: options of decoding that run.sh adds to conf/decode_asr.yaml.
-    """
-
-    place: Path
-    nbpe: str
-    speeds: str
-    decoding: tuple[str, ...]
-
-
-CORPORA = {
-    "librispeech_100": Corpus(Path("."), "5000", "0.9 1.0 1.1", ()),
-    "mini": Corpus(Path("mini"), "60", "", ("--beam_size", "5")),
-}
 
 
 @dataclass
@@ -103,7 +84,7 @@ class Plan:
         stats: folder of the statistics.
         jobs: trainings side by side.
         output: folder of the comparison.
-        for_run_sh: options that go to every run.sh.
+        shared: options that go to every run.sh.
         test_set: that times are measured on.
         decoding: options of decoding, beside those of conf/decode_asr.yaml.
         seconds: lengths of speech to measure; none for profile's own.
@@ -115,25 +96,21 @@ class Plan:
     experiments: list[Experiment]
     jobs: int
     output: Path
-    for_run_sh: tuple[str, ...]
+    shared: tuple[str, ...]
     test_set: str
     decoding: tuple[str, ...]
     seconds: tuple[float, ...]
     gpus: tuple[str, ...]
 
     @property
-    def _of(self) -> Corpus:
-        return CORPORA[self.corpus]
-
-    @property
     def exp(self) -> Path:
-        """Where experiments lie."""
-        return self._of.place / "exp"
+        """The folder of the experiments."""
+        return CORPORA[self.corpus].folder / "exp"
 
     def run_sh(self, first: int, last: int, *more: str) -> list[str]:
         """The recipe from stage `first` to stage `last`."""
         stages = ("--stage", str(first), "--stop_stage", str(last))
-        return ["./run.sh", "--corpus", self.corpus, *stages, *more, *self.for_run_sh]
+        return ["./run.sh", "--corpus", self.corpus, *stages, *more, *self.shared]
 
     @property
     def data(self) -> list[str]:
@@ -153,7 +130,7 @@ class Plan:
 
     def profile(self, one: Experiment) -> list[str]:
         """Its figures."""
-        speech = self._of.place / "dump" / "raw" / self.test_set / "wav.scp"
+        speech = CORPORA[self.corpus].folder / "dump" / "raw" / self.test_set / "wav.scp"
         command = ["espnet-mla", "profile", "--asr_model_file", str(one.folder / MODEL_FILE), "--wav_scp", str(speech)]
         command += ["--inference_config", "conf/decode_asr.yaml", *self.decoding]
         command += ["--seconds", *(f"{seconds:g}" for seconds in self.seconds)] if self.seconds else []
@@ -192,69 +169,70 @@ def make_plan(options: argparse.Namespace, rest: Sequence[str]) -> Plan:
     Raises:
         UsageError: an option has a value that it cannot have.
     """
-    corpus = CORPORA[options.corpus]
-    nbpe = options.nbpe or corpus.nbpe
     if options.jobs < 1:
         raise UsageError(f"--jobs {options.jobs}: at least 1 is needed")
     for word in rest:
-        if (name := word.partition("=")[0].removeprefix("--").replace("-", "_")) in OWN and word.startswith("--"):
+        if (name := word.partition("=")[0].removeprefix("--").replace("-", "_")) in RESERVED and word.startswith("--"):
             raise UsageError(f"--{name}: run_all_baselines.sh sets it itself")
     seeds = options.seeds.split()
     if wrong := [seed for seed in seeds if not seed.isdecimal()]:
         raise UsageError(f"--seeds {options.seeds!r}: {wrong[0]!r} is not a whole number")
     if len(set(seeds)) != len(seeds):
-        raise UsageError(f"--seeds {options.seeds!r}: each only once")
-    given = options.speed_perturb_factors
-    tokens = f"raw_en_bpe{nbpe}"
-    suffix = "_sp" if (corpus.speeds if given is None else given).strip() else ""
+        raise UsageError(f"--seeds {options.seeds!r}: a seed is given twice")
+    shared = [f"--{name}={getattr(options, name)}" for name in SHARED if getattr(options, name) is not None]
+    folder = CORPORA[options.corpus].folder
     experiments = []
     for config in _configs(options.only):
         for seed in seeds or [""]:
             args = " ".join(filter(None, (options.asr_args, f"--seed {seed}" if seed else "")))
-            overwritten = re.sub(r"[ |=/]", "", args.replace("--", "_"))
-            tag = f"{config_name(str(config))}_{tokens}{overwritten}{suffix}"
-            if len(f"asr_{tag}") > LONGEST_NAME:
+            layout = _layout(options.corpus, config, args, shared)
+            if len(layout.asr_exp.name) > LONGEST_NAME:
                 raise UsageError(
-                    f"--asr_args: the folder asr_{tag:.60}... has a name of {len(tag) + 4} characters, and at most "
-                    f"{LONGEST_NAME} are possible; a configuration of your own takes as many options as you like"
+                    f"--asr_args: the folder {layout.asr_exp.name:.64}... has a name of {len(layout.asr_exp.name)} "
+                    f"characters, and at most {LONGEST_NAME} are possible; a configuration file of your own may set as "
+                    "many options as you like"
                 )
             name = config.stem + (f"_seed{seed}" if seed else "")
-            experiments.append(Experiment(name, config, args, corpus.place / "exp" / f"asr_{tag}"))
+            experiments.append(Experiment(name, config, args, folder / layout.asr_exp))
     check_seconds(options.seconds)
     if unknown := re.search(rf"--(?!({'|'.join(DECODING)})\b)[\w-]+", options.inference_args or ""):
         raise UsageError(f"--inference_args: {unknown[0]} can't be measured with; valid are --{', --'.join(DECODING)}")
-    named = ("speed_perturb_factors", "test_sets", "inference_args", "ngpu")
-    shared = [f"--{name}={getattr(options, name)}" for name in named if getattr(options, name) is not None]
     return Plan(
         corpus=options.corpus,
-        stats=corpus.place / "exp" / f"asr_stats_{tokens}{suffix}",
+        stats=folder / layout.asr_stats_dir,
         experiments=experiments,
         jobs=options.jobs,
-        output=Path(options.output) if options.output else corpus.place / "exp" / "comparison",
-        for_run_sh=("--nbpe", nbpe, *shared, *rest),
-        test_set=next(iter((options.test_sets or "").split()), "test_clean"),
-        decoding=corpus.decoding if options.inference_args is None else tuple(options.inference_args.split()),
+        output=Path(options.output) if options.output else folder / "exp" / "comparison",
+        shared=(*shared, *rest),
+        test_set=layout.settings.test_sets.split()[0],
+        decoding=tuple(layout.settings.inference_args.split()),
         seconds=tuple(options.seconds),
         gpus=() if options.ngpu == 0 else _visible_gpus(),
     )
 
 
+def _layout(corpus: str, config: Path, asr_args: str, shared: Sequence[str]) -> Layout:
+    """Where run.sh puts an experiment, relative to the corpus's folder."""
+    given = ["--corpus", corpus, "--asr_config", str(config), "--asr_args", asr_args, *shared]
+    return Layout(parse(as_arguments(asr_sh_options(given)[1])))
+
+
 def _visible_gpus() -> tuple[str, ...]:
-    there = [str(number) for number in range(len(gpus()))]
-    if there and (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        there = [name.strip() for name in chosen.split(",") if name.strip()]
-    return tuple(there)
+    names = [str(number) for number in range(len(gpus()))]
+    if names and (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        names = [name.strip() for name in chosen.split(",") if name.strip()]
+    return tuple(names)
 
 
 def _configs(only: str | None) -> list[Path]:
     if only is None:
         return [Path("conf") / f"{pair}.yaml" for pair in PAIRS]
-    there = sorted(path for path in Path("conf").glob("*.yaml") if not path.name.startswith("decode_"))
-    there.sort(key=lambda path: PAIRS.index(path.stem) if path.stem in PAIRS else len(PAIRS))
-    found = [path for path in there if any(fnmatch.fnmatch(path.stem, pattern) for pattern in only.split())]
-    if not found:
-        raise UsageError(f"--only {only!r} fits none of {', '.join(path.stem for path in there)}")
-    return found
+    configs = sorted(path for path in Path("conf").glob("*.yaml") if not path.name.startswith("decode_"))
+    configs.sort(key=lambda path: PAIRS.index(path.stem) if path.stem in PAIRS else len(PAIRS))
+    chosen = [path for path in configs if any(fnmatch.fnmatch(path.stem, pattern) for pattern in only.split())]
+    if not chosen:
+        raise UsageError(f"--only {only!r} fits none of {', '.join(path.stem for path in configs)}")
+    return chosen
 
 
 def _newer(made: Path, source: Path) -> bool:
@@ -265,13 +243,14 @@ def estimate(plan: Plan) -> tuple[float, float, str]:
     """Hours that one experiment has all the machine, its gigabytes, and where the estimate comes from."""
     if plan.corpus == "mini":
         return _MINI_HOURS, _MINI_GIGABYTES, "as it took on 2 cores of an AMD EPYC"
-    config = yaml.safe_load(plan.experiments[0].config.read_text(encoding="utf-8"))
+    config = read_mapping(plan.experiments[0].config)
     given = re.findall(r"--max_epoch[ =](\d+)", plan.experiments[0].asr_args)
     epochs = int(given[-1]) if given else config.get("max_epoch", 40)  # ESPnet's default
-    kept = config.get("keep_nbest_models", 10)
-    gigabytes = _MODEL_GIGABYTES * (max(kept if isinstance(kept, list) else [kept]) + 5)
+    models = config.get("keep_nbest_models", 10)
+    gigabytes = _MODEL_GIGABYTES * (max(models if isinstance(models, list) else [models]) + 5)
     if plan.gpus:
         hours = epochs * _GPU_HOURS_AN_EPOCH / min(plan.jobs, len(plan.gpus))
-        return hours, gigabytes, "at 15 minutes an epoch, which ESPnet notes of a Conformer on an A100"
+        minutes = 60 * _GPU_HOURS_AN_EPOCH
+        return hours, gigabytes, f"at {minutes:.1f} minutes an epoch, as ESPnet's Conformer took on a V100 of 32 GB"
     hours = epochs * _TRAINING_HOURS * _CPU_SECONDS_A_SECOND / CORES
     return hours, gigabytes, f"on {CORES} CPU cores, by the training step in benchmarks/RESULTS.md"

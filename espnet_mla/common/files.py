@@ -50,8 +50,8 @@ def check_space(folder: Path, needed: float, what: str) -> None:
     Raises:
         UserError: less than `needed` is free.
     """
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(existing).free
     if free < needed:
         sizes = [tqdm.format_sizeof(count, "B") for count in (free, needed)]
         raise UserError(f"{folder}: {sizes[0]} are free, {what} needs {sizes[1]}")

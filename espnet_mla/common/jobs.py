@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,20 +28,21 @@ class Job:
     """A running command whose output goes to `log`, with what it computes on in the first lines."""
 
     def __init__(
-        self, command: Sequence[str], log: Path, threads: int | None = None, own_session: bool = True, ngpu: int = 0
+        self, command: Sequence[str], log: Path, threads: int | None = None, new_session: bool = True, ngpu: int = 0
     ) -> None:
         self.log = log
-        self.own_session = own_session
+        self.new_session = new_session
         log.parent.mkdir(parents=True, exist_ok=True)
         self.output = log.open("w", encoding="utf-8")
         self.started = time.monotonic()
+        self.seconds = 0.0  # that it ran, once it has ended
         running_on = f"{processor()}, {CORES} cores, {environment(threads).get('OMP_NUM_THREADS', CORES)} threads"
         running_on += f", {ngpu} x {next(iter(gpus()), 'GPU')}" if ngpu else ""
-        self._write(f"# {shlex.join(command)}\n# ChunkStep on {running_on}\n# Started at {time.ctime()}\n#\n")
+        self._write(f"# {shlex.join(command)}\n# Running on {running_on}\n# Started at {time.ctime()}\n#\n")
         try:
             self.process = subprocess.Popen(
                 command, stdout=self.output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                env=environment(threads), start_new_session=own_session,
+                env=environment(threads), start_new_session=new_session,
                 preexec_fn=partial(die_with_parent, os.getpid()),
             )  # fmt: skip
         except OSError as error:
@@ -52,7 +53,8 @@ class Job:
         """The exit status, or None while the command runs."""
         status = self.process.poll()
         if status is not None and not self.output.closed:
-            elapsed = round(time.monotonic() - self.started)
+            self.seconds = time.monotonic() - self.started
+            elapsed = round(self.seconds)
             self._write(f"# Accounting: time={elapsed} threads=1\n")
             self._write(f"# Ended (code {status}) at {time.ctime()}, elapsed time {elapsed} seconds\n")
             self.output.close()
@@ -62,9 +64,9 @@ class Job:
         """End the command and all that it started, if it still runs."""
         if self.finished() is not None:
             return
-        for wanted in (signal.SIGTERM, signal.SIGKILL):
+        for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, wanted) if self.own_session else self.process.send_signal(wanted)
+                os.killpg(self.process.pid, number) if self.new_session else self.process.send_signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(5)
                 break
@@ -75,6 +77,41 @@ class Job:
         self.output.flush()
 
 
+def run_side_by_side[Item](
+    items: Iterable[Item],
+    *,
+    slots: int,
+    start: Callable[[Item, int], Job],
+    end: Callable[[Item, Job, int], None],
+    watch: Callable[[], None] = lambda: None,
+) -> None:
+    """Run a command for each item, at most `slots` at a time; where this raises, the running ones are ended.
+
+    Args:
+        start: starts the command of an item in a slot, a number from 0: its share of the machine.
+        end: is called with the item, its job and the exit status when the command has ended.
+        watch: is called now and then.
+    """
+    waiting = list(items)
+    running: dict[int, tuple[Item, Job]] = {}
+    try:
+        while waiting or running:
+            for slot in range(slots):
+                if waiting and slot not in running:
+                    item = waiting.pop(0)
+                    running[slot] = item, start(item, slot)
+            for slot, (item, job) in list(running.items()):
+                if (status := job.finished()) is not None:
+                    del running[slot]
+                    end(item, job, status)
+            watch()
+            if running:
+                time.sleep(POLL_SECONDS)
+    finally:
+        for _, job in running.values():
+            job.stop()
+
+
 def run_jobs(
     commands: Sequence[Sequence[str]],
     logs: Sequence[Path],
@@ -82,44 +119,39 @@ def run_jobs(
     what: str,
     threads: int | None = None,
     watch: Callable[[], None] = lambda: None,
-    telling_log: Path | None = None,
+    error_log: Path | None = None,
 ) -> None:
     """Run all commands at once, calling `watch` now and then; the first that fails ends the others.
 
-    `telling_log` is what an error shows, where that is another file than the log of the command that failed.
+    `error_log` is the file whose end an error shows, where that is not the log of the command that failed.
 
     Raises:
         UserError: a command failed; the message names its log and shows how it ends.
     """
-    jobs: list[Job] = []
-    try:
-        for command, log in zip(commands, logs, strict=True):
-            jobs.append(Job(command, log, threads))
-        running = list(jobs)
-        while running:
-            for job in running:
-                status = job.finished()
-                if status:
-                    number = f" (job {jobs.index(job) + 1} of {len(jobs)})" if len(jobs) > 1 else ""
-                    log = telling_log if telling_log and telling_log.exists() else job.log
-                    raise failure(f"{what} failed{number}", status, log)
-            running = [job for job in running if job.finished() is None]
-            watch()
-            if running:
-                time.sleep(POLL_SECONDS)
-    finally:
-        for job in jobs:
-            job.stop()
+
+    def end(number: int, job: Job, status: int) -> None:
+        if status:
+            place = f" (job {number + 1} of {len(commands)})" if len(commands) > 1 else ""
+            log = error_log if error_log and error_log.exists() else job.log
+            raise failure(f"{what} failed{place}", status, log)
+
+    run_side_by_side(
+        range(len(commands)),
+        slots=len(commands),
+        start=lambda number, _: Job(commands[number], logs[number], threads),
+        end=end,
+        watch=watch,
+    )
 
 
 def failure(what: str, status: int, log: Path) -> UserError:
     """The error for a command that ended with `status`: where its log is, and the log's last lines."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    said = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     # A Python program's last line says what went wrong.
-    because = f": {said[-1]}" if said and re.match(r"[\w.]+(Error|Exception): .", said[-1]) else ""
+    because = f": {lines[-1]}" if lines and re.match(r"[\w.]+(Error|Exception): .", lines[-1]) else ""
     reason = f"signal {-status}" if status < 0 else f"exit status {status}"
-    ending = "".join(f"\n    {line}" for line in said[-TAIL_LINES:])
+    ending = "".join(f"\n    {line}" for line in lines[-TAIL_LINES:])
     return UserError(f"{what}{because} ({reason}; log: {log})" + (f"\nThe log ends:{ending}" if ending else ""))
 
 
@@ -184,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end_on_signals()
     die_with_parent()
     log, *command = rest
-    job = Job(command, Path(log), own_session=False, ngpu=ngpu)
+    job = Job(command, Path(log), new_session=False, ngpu=ngpu)
     try:
         job.process.wait()
         return abs(job.finished() or 0)

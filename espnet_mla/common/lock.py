@@ -1,7 +1,6 @@
 """One run at a time in a folder, by a lock that ends with the process that holds it, however that ends."""
 
 import errno
-import fcntl
 import logging
 import os
 import shlex
@@ -9,7 +8,8 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from espnet_mla.common.errors import UserError
 from espnet_mla.common.log import TIME
@@ -17,40 +17,36 @@ from espnet_mla.common.log import TIME
 logger = logging.getLogger(__name__)
 
 NAME = ".lock"
+HOLDER = ".lock.holder"
+"""Beside the lock, while it is held: who holds it."""
 
 
-def lock(folder: Path) -> IO[str]:
-    """Lock a folder, which is made where it is missing, until the file that is returned is closed.
-
-    `folder`/.lock says who holds it. What a dead process has left there is no lock.
+def lock(folder: Path) -> FileLock:
+    """Lock a folder, which is made where it is missing; `unlock`, or the end of this process, ends it.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds the lock; the message says which.
         OSError: the folder can't be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / NAME
-    file = path.open("a+", encoding="utf-8")
+    holder = folder / HOLDER
+    held = FileLock(folder / NAME)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().partition(" (")[0] or "another process"
-        file.close()
-        raise UserError(f"{path} is held by {holder}: wait for its end, or end it") from None
+        held.acquire(blocking=False)
+    except Timeout:
+        name = holder.read_text(encoding="utf-8").partition(" (")[0] if holder.exists() else "another process"
+        raise UserError(f"{folder / NAME} is held by {name}: wait for its end, or end it") from None
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
-            file.close()
             raise
         logger.warning("%s: this file system knows no locks; see that no other run writes here", folder)
-    file.truncate(0)
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime(TIME)} ({command})\n")
-    file.flush()
-    return file
+    since = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime(TIME)}"
+    holder.write_text(f"{since} ({command})\n", encoding="utf-8")
+    return held
 
 
-def unlock(file: IO[str]) -> None:
+def unlock(held: FileLock) -> None:
     """End a lock."""
-    file.truncate(0)
-    file.close()
+    Path(held.lock_file).with_name(HOLDER).unlink(missing_ok=True)
+    held.release()

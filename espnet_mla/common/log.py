@@ -1,4 +1,4 @@
-"""Log lines with the time, in the form of ESPnet's scripts."""
+"""Lines of a log with the time, as ESPnet's scripts print them."""
 
 import logging
 import time

@@ -6,24 +6,22 @@ substitutions, and as one correct word with two insertions before it and two del
 different error rates. So the alignment is made here, with sclite's weights and sclite's rule: a diagonal step where it
 is not worse, else a deletion where it is cheaper, else an insertion.
 
-What sclite (2.10, called as ESPnet calls it) reads into a line of text, and this does too:
-- letters A-Z and a-z are the same, all others differ by case (it compares bytes);
-- `word*` is `word`; of `word;x` only `word` counts; a backslash vanishes; `@` stands for no word;
-- `{ a / b c / @ }` may be any one of its alternatives, and what follows an opening brace that is never closed is lost.
+What sclite (2.10, called as ESPnet calls it) reads into a line of text, and this does too: letters A-Z and a-z are the
+same, all others differ by case (it compares bytes); `word*` is `word`; of `word;x` only `word` counts; a backslash is
+dropped.
+
+Two things it reads are words here: alternatives, `{ a / b }`, and `@` for no word. `has_markup` finds them.
 """
 
 import re
 import string
-from collections.abc import Iterator, Sequence
-from math import sqrt
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 INSERTION = DELETION = 3
 SUBSTITUTION = 4
-NULL = "@"  # the word that is no word
-NULL_COST = np.float32(0.001)
 
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 _UPPER = str.maketrans(string.ascii_lowercase, string.ascii_uppercase)
@@ -82,10 +80,16 @@ def count(pairs: Sequence[Pair]) -> Counts:
 
 def align(reference: str, hypothesis: str) -> list[Pair]:
     """Align the words of two lines of text as sclite does."""
-    reference, hypothesis = reference.translate(_LOWER), hypothesis.translate(_LOWER)
-    if not any(mark in text for mark in ("{", NULL) for text in (reference, hypothesis)):
-        return _align_words(*([_word(token) for token in _TOKEN.findall(text)] for text in (reference, hypothesis)))
-    return _align_networks(_Network.parse(reference), _Network.parse(hypothesis))
+    return _align_words(_words(reference), _words(hypothesis))
+
+
+def has_markup(text: str) -> bool:
+    """Whether sclite would read alternatives or no word into a line of text where `align` reads words."""
+    return any(word.startswith("{") or word == "@" for word in _words(text))
+
+
+def _words(text: str) -> list[str]:
+    return [_word(token) for token in _TOKEN.findall(text.translate(_LOWER))]
 
 
 def _word(token: str) -> str:
@@ -120,95 +124,6 @@ def _align_words(reference: list[str], hypothesis: list[str]) -> list[Pair]:
         else:
             j -= 1
             pairs.append((None, hypothesis[j]))
-    return pairs[::-1]
-
-
-class _Network(NamedTuple):
-    """Words in a partial order: `before[i]` are the places before word i, `ends` the last; place 0 is the start."""
-
-    words: list[str]
-    before: list[tuple[int, ...]]
-    ends: tuple[int, ...]
-
-    @classmethod
-    def parse(cls, text: str) -> "_Network":
-        words, before = [""], [()]
-
-        def append(text: str, ends: tuple[int, ...]) -> tuple[int, ...]:
-            for token in _tokens(text):
-                if token.startswith("{"):
-                    ends = sum((append(choice, ends) for choice in _alternatives(token[1:-1])), ()) or ends
-                else:
-                    words.append(_word(token))
-                    before.append(ends)
-                    ends = (len(words) - 1,)
-            return ends
-
-        ends = append(text, (0,))
-        return cls(words, before, ends)
-
-
-def _tokens(text: str) -> Iterator[str]:
-    """Split at spaces; from an opening brace to the closing one is one token."""
-    position = 0
-    while match := _TOKEN.search(text, position):
-        start, position = match.span()
-        if text[start] == "{":
-            depth = 0
-            for position in range(start, len(text)):
-                depth += {"{": 1, "}": -1}.get(text[position], 0)
-                if depth == 0:
-                    break
-            else:
-                return
-            position += 1
-        yield text[start:position]
-
-
-def _alternatives(text: str) -> Iterator[str]:
-    """Split at the slashes that stand in no braces; what is empty is no alternative."""
-    depth, start = 0, 0
-    for position, character in enumerate(text + "/"):
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if character == "/" and depth <= 0:
-            if choice := text[start:position].strip(_SPACE):
-                yield choice
-            start = position + 1
-
-
-def _align_networks(reference: _Network, hypothesis: _Network) -> list[Pair]:
-    # sclite adds in single precision, and the null's small cost makes that visible in what it takes for equal.
-    def gap(word: str) -> np.float32:
-        return NULL_COST if word == NULL else np.float32(DELETION)
-
-    cost = {(0, 0): np.float32(0)}
-    back: dict[tuple[int, int], tuple[int, int]] = {}
-    for i, (word, rows) in enumerate(zip(reference.words, reference.before, strict=True)):
-        for j, (other, columns) in enumerate(zip(hypothesis.words, hypothesis.before, strict=True)):
-            ways = []
-            if i and j:
-                substitution = np.float32(0 if word == other else SUBSTITUTION)
-                if word == other == NULL:
-                    substitution = np.float32(1)
-                cell = min(((row, column) for row in rows for column in columns), key=cost.__getitem__)
-                ways.append((cost[cell] + substitution, cell))
-            # min keeps the first of equals, hence the order: diagonal, insertion, deletion.
-            if j:
-                cell = min(((i, column) for column in columns), key=cost.__getitem__)
-                ways.append((cost[cell] + gap(other), cell))
-            if i:
-                cell = min(((row, j) for row in rows), key=cost.__getitem__)
-                ways.append((cost[cell] + gap(word), cell))
-            if ways:
-                cost[i, j], back[i, j] = min(ways, key=lambda way: way[0])
-
-    cell = min(((row, column) for row in reference.ends for column in hypothesis.ends), key=cost.__getitem__)
-    pairs: list[Pair] = []
-    while cell != (0, 0):
-        (i, j), cell = cell, back[cell]
-        pair = (reference.words[i] if cell[0] != i else None, hypothesis.words[j] if cell[1] != j else None)
-        if any(word not in (None, NULL) for word in pair):
-            pairs.append(pair)
     return pairs[::-1]
 
 
@@ -250,8 +165,8 @@ def _alignment(utterance: Utterance) -> str:
     for reference, hypothesis in utterance.pairs:
         width = max(len(reference or ""), len(hypothesis or ""), 1)
         mark = " " if reference == hypothesis else "I" if reference is None else "D" if hypothesis is None else "S"
-        shown = ("*" * width if word is None else word for word in (reference, hypothesis))
-        words = shown if mark == " " else (word.translate(_UPPER) for word in shown)
+        words = ["*" * width if word is None else word for word in (reference, hypothesis)]
+        words = words if mark == " " else [word.translate(_UPPER) for word in words]
         for row, text in zip(rows, (*words, mark), strict=True):
             row.append(text.ljust(width))
     lines = "".join(f"{name:6s}{' '.join(row)}\n" for name, row in zip(("REF:", "HYP:", "Eval:"), rows, strict=True))
@@ -259,111 +174,43 @@ def _alignment(utterance: Utterance) -> str:
     return f"id: {utterance.trn_id.translate(_LOWER)}\n{scores}\n{lines if utterance.pairs else ''}"
 
 
-def _figures(counts: Counts) -> tuple[int, ...]:
-    return (*counts, counts.errors)
-
-
-def _total(utterances: Sequence[Utterance]) -> tuple[Counts, int]:
-    """The sum over utterances, and how many of them have an error."""
+def _row(name: str, utterances: Sequence[Utterance], raw: bool, total: bool = False) -> tuple[str, str, str]:
+    """The cells of a speaker or of the total: percentages, or counts where `raw`."""
     counts = [utterance.counts for utterance in utterances]
-    return Counts(*(sum(column) for column in zip(*counts, strict=True))), sum(one.errors > 0 for one in counts)
+    sums = Counts(*(sum(column) for column in zip(*counts, strict=True)))
+    wrong = sum(one.errors > 0 for one in counts)
+    figures = (*sums, sums.errors)
+    # A speaker without a reference word has no percentages: the counts stand there instead, marked.
+    wordless = not raw and not total and not sums.words
+    if raw or wordless:
+        cells = [f"{figure:>6}{'*' if wordless else ' '} " for figure in figures]
+    else:
+        cells = [f"{rounded(percent(figure, sums.words), 1):>6}  " for figure in figures]
+    last = str(wrong) if raw else rounded(percent(wrong, len(utterances)), 1)
+    return name, f"{len(utterances):5d}  {sums.words:5d} ", f"{''.join(cells)}{last:>5} "
 
 
 def _table(speakers: dict[str, list[Utterance]], title: str, raw: bool) -> str:
-    """The table of percentages, or of counts where `raw`."""
-    totals = {name: _total(spoken) for name, spoken in speakers.items()}
-    numbers: dict[str, list[float]] = {}
-    for name, (counts, _) in totals.items():
-        # A speaker without a reference word has no percentages: the counts stand there instead, marked.
-        plain = raw or not counts.words
-        numbers[name] = [float(value) if plain else percent(value, counts.words) for value in _figures(counts)]
-    sentences = {
-        name: float(wrong) if raw else percent(wrong, len(speakers[name])) for name, (_, wrong) in totals.items()
-    }
-    wordless = [] if raw else [place for place, (counts, _) in enumerate(totals.values()) if not counts.words]
-
-    def cells(values: Sequence[float], last: float, digits: int, mark: str) -> str:
-        marked = "".join(f"{rounded(value, digits):>6}{mark} " for value in values)
-        return f"{marked}{rounded(last, 0 if raw and not digits else 1):>5} "
-
-    digits = 0 if raw else 1
-    rows: list[tuple[str, str, str]] = []
-    for place, (name, spoken) in enumerate(speakers.items()):
-        size = f"{len(spoken):5d}  {totals[name][0].words:5d} "
-        mark, shown = ("*", 0) if place in wordless else (" ", digits)
-        rows.append((name, size, cells(numbers[name], sentences[name], shown, mark)))
-
-    every, wrong = _total([utterance for spoken in speakers.values() for utterance in spoken])
-    count_all = sum(map(len, speakers.values()))
-    summed = [float(value) if raw else percent(value, every.words) for value in _figures(every)]
-    rows.append(
-        (
-            "Sum" if raw else "Sum/Avg",
-            f"{count_all:5d}  {every.words:5d} ",
-            cells(summed, float(wrong) if raw else percent(wrong, count_all), digits, " "),
-        )
-    )
-
-    columns = [list(column) for column in zip(*numbers.values(), strict=True)]
-    for column in columns:
-        # sclite means to leave out the speakers without words, but looks for the second of them where it stood before
-        # the first was gone, and so takes out its neighbour. Its means are what people compare with.
-        for place in wordless:
-            del column[place]
-            column.append(0.0)
-        del column[len(speakers) - len(wordless) :]
-    sizes = [
-        [float(len(spoken)) for spoken in speakers.values()],
-        [float(counts.words) for counts, _ in totals.values()],
-    ]
-    for name, statistic in (("Mean", _mean), ("S.D.", _deviation), ("Median", _median)):
-        size = "  ".join(f"{rounded(statistic(column), 1):>5}" for column in sizes) + " "
-        shown = [statistic(column) for column in columns]
-        rows.append((name, size, cells(shown, statistic(list(sentences.values())), 1, "+" if wordless else " ")))
-    return _drawn(title, rows, len(speakers)) + (_WORDLESS if wordless else "")
-
-
-_WORDLESS = """
-* A speaker without a reference word: counts, not percentages.
-+ Speakers without a reference word are left out.
-"""
-
-
-def _drawn(title: str, rows: list[tuple[str, str, str]], speakers: int) -> str:
+    """The table of percentages, or of counts where `raw`, with a row for each speaker and one for all."""
     heads = ("SPKR", " # Snt  # Wrd", "  Corr     Sub     Del     Ins     Err  S.Err")
+    rows = [_row(name, spoken, raw) for name, spoken in speakers.items()]
+    everyone = [utterance for spoken in speakers.values() for utterance in spoken]
+    rows.append(_row("Sum" if raw else "Sum/Avg", everyone, raw, total=True))
     widths = [max(len(row[place].rstrip()) for row in [heads, *rows]) for place in range(3)]
     inside = sum(widths) + 8
+    rule = "|" + "+".join("-" * (width + 2) for width in widths) + "|"
     lines = [
         "SYSTEM SUMMARY PERCENTAGES by SPEAKER".center(inside + 2).rstrip(),
         "",
         f",{'-' * inside}.",
         f"|{title.center(inside)}|",
+        f"|{'-' * inside}|",
     ]
-    lines.append(f"|{'-' * inside}|")
     for place, row in enumerate([heads, *rows]):
-        if place in (speakers + 1, speakers + 2):
-            lines.append(f"|{'=' * inside}|")
-        elif 0 < place <= speakers:
-            lines.append("|" + "+".join("-" * (width + 2) for width in widths) + "|")
+        if place:
+            lines.append(f"|{'=' * inside}|" if place == len(rows) else rule)
         cells = (cell.rstrip().ljust(width) for cell, width in zip(row, widths, strict=True))
         lines.append("| " + " | ".join(cells) + " |")
-    lines.append(f"`{'-' * inside}'")
-    return "\n".join(lines) + "\n"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
-
-
-def _deviation(values: Sequence[float]) -> float:
-    """The standard deviation of a sample."""
-    mean = _mean(values)
-    squares = sum((value - mean) * (value - mean) for value in values)
-    return sqrt(squares / (len(values) - 1)) if squares else 0.0
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered, half = sorted(values), len(values) // 2
-    if not values:
-        return 0.0
-    return ordered[half] if len(values) % 2 else (ordered[half] + ordered[half - 1]) / 2
+    footnote = "\n* A speaker without a reference word: counts, not percentages.\n"
+    marked = any("*" in row[2] for row in rows)
+    return "\n".join([*lines, f"`{'-' * inside}'"]) + "\n" + (footnote if marked else "")

@@ -28,7 +28,7 @@ def read_table(path: str | Path) -> dict[str, str]:
             continue
         key, _, value = line.strip().partition(" ")
         if key in table:
-            raise UserError(f"{path}, line {number}: {key} stands there twice")
+            raise UserError(f"{path}, line {number}: {key} occurs twice")
         table[key] = value.strip()
     return table
 

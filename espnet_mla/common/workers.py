@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -33,9 +33,12 @@ def map_in_processes[Item, Result](
         UserError: a worker was killed from outside (by the kernel, where memory ran out).
     """
     nj = min(nj, len(items), os.cpu_count() or 1)
-    bar = {"total": len(items), "desc": description, "dynamic_ncols": True}
+
+    def progress(results: Iterator[Result]) -> Iterable[Result]:
+        return tqdm(results, total=len(items), desc=description, dynamic_ncols=True)
+
     if not fresh and nj <= 1:
-        yield from tqdm(map(function, items), **bar)
+        yield from progress(map(function, items))
         return
     pool = ProcessPoolExecutor(
         max(nj, 1),
@@ -47,7 +50,7 @@ def map_in_processes[Item, Result](
     )
     try:
         chunk = 1 if fresh else max(1, min(64, len(items) // (8 * nj)))
-        yield from tqdm(pool.map(function, items, chunksize=chunk), **bar)
+        yield from progress(pool.map(function, items, chunksize=chunk))
     except BrokenProcessPool:
         raise UserError(f"{description}: a worker process was killed; was there enough memory?") from None
     finally:

@@ -38,7 +38,7 @@ LEAST_SAMPLES = 257  # ESPnet's frontend mirrors half a window of 512 at both en
 def perturb_speed(data_dir: Path, train_set: str, factors: Sequence[float | str]) -> None:
     """Stage 2: write `data_dir/<train_set>_sp<factor>` for every factor but 1, and all together as `<train_set>_sp`.
 
-    No audio is written: wav.scp says what to do, in the form that upstream writes, but for quotes where a path needs them.
+    No audio is written: wav.scp holds the commands that make it, as upstream writes them, with quotes where needed.
 
     Raises:
         UserError: the training set is missing or inconsistent, or a factor is no positive number or comes twice.
@@ -51,7 +51,7 @@ def perturb_speed(data_dir: Path, train_set: str, factors: Sequence[float | str]
     for factor in map(str, factors):
         speed = _speed(factor)
         if speed in folders:
-            raise UserError(f"--speed_perturb_factors {' '.join(map(str, factors))}: {factor} stands there twice")
+            raise UserError(f"--speed_perturb_factors {' '.join(map(str, factors))}: {factor} is given twice")
         if speed == 1.0:
             folders[speed] = source
             continue
@@ -72,7 +72,7 @@ def bytes_to_write(source: Path, target: Path, audio_format: str, fs: int) -> fl
         return 0.0
     size = sum(known) / len(known) * len(entries) * fs * BYTES_PER_SAMPLE
     packed = FLAC_SIZE if audio_format.startswith("flac") else 1.0
-    # What an earlier run has left there stays, or makes room.
+    # What an earlier run has left is used again, or removed first.
     return max(0.0, size * packed - sum(path.stat().st_size for path in (target / "data").rglob("*.*")))
 
 
@@ -142,22 +142,22 @@ def remove_long_short(org: Path, target: Path, fs: int, min_duration: float, max
     tables = datadir.load(org)
     lengths = read_table(org / "utt2num_samples")
     shortest, longest = int(min_duration * fs), int(max_duration * fs)
-    kept, short, long, empty = [], 0, 0, 0
+    remaining, short, long, empty = [], 0, 0, 0
     for utterance, text in tables["text"].items():
         samples = int(lengths.get(utterance, 0))
         short += samples <= shortest
         long += samples >= longest
         empty += not text and shortest < samples < longest
         if text and shortest < samples < longest:
-            kept.append(utterance)
+            remaining.append(utterance)
     counts = (
-        f"{len(kept)} of {len(tables['text'])} utterances kept; left out: {short} not longer than {min_duration} s, "
-        f"{long} not shorter than {max_duration} s, {empty} without transcript"
+        f"{len(remaining)} of {len(tables['text'])} utterances kept; left out: {short} not longer than "
+        f"{min_duration} s, {long} not shorter than {max_duration} s, {empty} without transcript"
     )
-    if not kept:
+    if not remaining:
         raise UserError(f"{org}: {counts}. Check --min_wav_duration, --max_wav_duration and {org / 'text'}")
     logger.info("%s: %s", target, counts)
-    datadir.save(target, datadir.keep(tables, kept))
+    datadir.save(target, datadir.keep(tables, remaining))
     for name in ("feats_type", "audio_format"):
         if (org / name).exists():
             write_text(target / name, (org / name).read_text())
@@ -208,19 +208,19 @@ def _resume(target: Path, entries: dict[str, str], audio_format: str, fs: int, n
     """Throw away what was formatted from other entries or to another format; return the number of format.<n>."""
     record = target / ".format.json"
     digest = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
-    wanted = {"audio_format": audio_format, "fs": fs, "wav.scp": digest}
+    current = {"audio_format": audio_format, "fs": fs, "wav.scp": digest}
     try:
         found = json.loads(record.read_text())
         pieces = int(found.pop("pieces"))
     except (OSError, ValueError, KeyError, AttributeError):
         found = None
-    if found == wanted:
+    if found == current:
         return pieces
     pieces = max(1, min(nj, len(entries)))
     for name in ("wav.scp", "utt2num_samples"):
         (target / name).unlink(missing_ok=True)
     shutil.rmtree(target / "data", ignore_errors=True)
-    write_text(record, json.dumps({**wanted, "pieces": pieces}))
+    write_text(record, json.dumps({**current, "pieces": pieces}))
     return pieces
 
 
@@ -266,7 +266,7 @@ def encoded(samples: np.ndarray, fs: int, audio_format: str) -> bytes:
 
 
 def _samples(task: _Task) -> np.ndarray:
-    """The audio of an utterance at the rate that is wanted.
+    """The audio of an utterance at the rate of its task.
 
     Raises:
         UserError: it cannot be read, or is too short to be decoded.

@@ -12,21 +12,20 @@ from espnet_mla.common.log import show_logging
 from espnet_mla.common.machine import CORES
 from espnet_mla.common.processes import end_on_signals
 from espnet_mla.recipe import librispeech, mini
+from espnet_mla.recipe.corpora import CORPORA, DEFAULT
 
 DATA = Path("data")
-CORPORA: dict[str, Callable[[Path, argparse.Namespace], None]] = {
+SOURCES: dict[str, Callable[[Path, argparse.Namespace], None]] = {
     "librispeech_100": lambda corpus_dir, options: librispeech.download(corpus_dir),
     "mini": lambda corpus_dir, options: mini.synthesise(corpus_dir, seed=options.seed, nj=options.nj),
 }
-"""Name -> what brings the corpus into a folder, or does nothing where it is there."""
-NOTES = {"mini": "Mini corpus: synthesised speech, for trying the machinery. Nobody reports a result on it."}
-"""Name -> what every table of results made from the corpus says; stage 13 finds it in data/note."""
+"""Corpus -> what brings it into a folder, or does nothing where it is there."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Bring the corpus into the folder that LIBRISPEECH names, and write data/."""
     parser = argparse.ArgumentParser(prog="local/data.sh", description=__doc__)
-    parser.add_argument("--corpus", choices=CORPORA, default="librispeech_100")
+    parser.add_argument("--corpus", choices=CORPORA, default=DEFAULT)
     parser.add_argument("--nj", type=int, default=CORES, help="processes side by side (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the mini corpus (default: %(default)s)")
     options = parser.parse_args(arguments)
@@ -36,9 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end_on_signals()
     show_logging()
     try:
-        CORPORA[options.corpus](corpus_dir, options)
+        SOURCES[options.corpus](corpus_dir, options)
         librispeech.prepare(corpus_dir, DATA, options.nj)
-        write_text(DATA / "note", NOTES.get(options.corpus, "") + "\n")
+        write_text(DATA / "note", f"{CORPORA[options.corpus].note}\n")
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

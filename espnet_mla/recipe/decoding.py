@@ -17,13 +17,13 @@ from espnet_mla.recipe.training import write_resume_script
 
 OUTPUTS = ("token", "token_int", "score", "text")
 UNFINISHED = ".unfinished.json"
-"""In a folder of decodings, from the first set's end to the last one's: the sets that are done, and what they came from."""
+"""In a folder of decodings that is not finished: the sets that are done, and what they were decoded from."""
 
 
 def decode(layout: Layout) -> None:
     """Stage 12: decode every test set with `layout.asr_model`.
 
-    After a run that was cut off, the sets that it had done are not decoded again, unless what they came from has changed.
+    Sets that an interrupted run has decoded are not decoded again, unless model, options or data have changed.
     """
     folder = layout.asr_exp / layout.inference_tag
     write_resume_script(layout, folder, 12)
@@ -31,7 +31,7 @@ def decode(layout: Layout) -> None:
     done = _done(record, source)
     for dset in layout.decoded_sets:
         if dset in done:
-            log(f"{dset}: decoded by the run before, which was cut off later")
+            log(f"{dset}: decoded by an earlier run, which was interrupted later")
             continue
         decode_set(layout, dset)
         done.append(dset)

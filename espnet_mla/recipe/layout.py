@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,12 +84,8 @@ class Layout:
         return tuple(map(Path, given.split())) or (self.data_feats / "org" / self.train_set / "text",)
 
     @property
-    def _lang(self) -> str:
-        return "" if self.settings.lang == "noinfo" else f"{self.settings.lang}_"
-
-    @property
     def token_listdir(self) -> Path:
-        return Path("data") / f"{self._lang}token_list"
+        return Path("data") / f"{_language(vars(self.settings))}token_list"
 
     @property
     def bpedir(self) -> Path:
@@ -105,22 +102,8 @@ class Layout:
         return folder / "tokens.txt"
 
     @property
-    def _tokens(self) -> str:
-        settings = self.settings
-        return settings.token_type + (str(settings.nbpe) if settings.token_type == "bpe" else "")
-
-    @property
-    def _sp(self) -> str:
-        return "_sp" if self.settings.speed_perturb_factors.strip() else ""
-
-    @property
     def asr_tag(self) -> str:
-        settings = self.settings
-        if settings.asr_tag:
-            return settings.asr_tag
-        name = config_name(settings.asr_config) if settings.asr_config else "train"
-        overwritten = re.sub(r"[ |=/]", "", settings.asr_args.replace("--", "_"))
-        return f"{name}_{settings.feats_type}_{self._lang}{self._tokens}{overwritten}{self._sp}"
+        return self.settings.asr_tag or experiment_tag(vars(self.settings))
 
     @property
     def asr_exp(self) -> Path:
@@ -129,8 +112,7 @@ class Layout:
     @property
     def asr_stats_dir(self) -> Path:
         settings = self.settings
-        default = f"{settings.expdir}/asr_stats_{settings.feats_type}_{self._lang}{self._tokens}{self._sp}"
-        return Path(settings.asr_stats_dir or default)
+        return Path(settings.asr_stats_dir or f"{settings.expdir}/asr_stats_{_data_tag(vars(settings))}")
 
     @property
     def inference_tag(self) -> str:
@@ -188,6 +170,24 @@ class Layout:
         """The content of the run.sh that ESPnet's asr.sh leaves in a folder: this run again, from `stage` on."""
         program = ["./asr.sh"] if Path("asr.sh").exists() else ["python3", "-m", "espnet_mla.recipe"]
         return f'{shlex.join([*program, *self.arguments])} --stage {stage} "$@"; exit $?\n'
+
+
+def experiment_tag(options: Mapping[str, object]) -> str:
+    """The name of an experiment by the options of asr.sh, where --asr_tag gives none: the one place that makes it."""
+    config = str(options["asr_config"])
+    overwritten = re.sub(r"[ |=/]", "", str(options["asr_args"]).replace("--", "_"))
+    return f"{config_name(config) if config else 'train'}_{_data_tag(options, overwritten)}"
+
+
+def _data_tag(options: Mapping[str, object], overwritten: str = "") -> str:
+    """What a name says of the data: kind of features, language, tokens, and whether speed was perturbed."""
+    vocabulary = options["nbpe"] if options["token_type"] == "bpe" else ""
+    perturbed = "_sp" if str(options["speed_perturb_factors"]).strip() else ""
+    return f"{options['feats_type']}_{_language(options)}{options['token_type']}{vocabulary}{overwritten}{perturbed}"
+
+
+def _language(options: Mapping[str, object]) -> str:
+    return "" if options["lang"] == "noinfo" else f"{options['lang']}_"
 
 
 def config_name(config: str) -> str:

@@ -25,14 +25,14 @@ VERSION = 1  # of the grammar and the voices; a corpus of another version is mad
 SIZES = {"train-clean-100": 800, "dev-clean": 40, "dev-other": 40, "test-clean": 60, "test-other": 60}
 
 LANGUAGE = "English (America)"
-HEARD = ("f1", "m1", "f2", "m3", "f4", "m7")  # eSpeak's voice variants; their first letter is the gender
-UNHEARD = ("f3", "m2")
+TRAINING_VOICES = ("f1", "m1", "f2", "m3", "f4", "m7")  # eSpeak's voice variants; their first letter is the gender
+UNSEEN_VOICES = ("f3", "m2")
 READERS = {  # a voice is another reader in each part, since LibriSpeech's parts have no reader in common
-    "train-clean-100": (101, HEARD),
-    "dev-clean": (201, HEARD),
-    "dev-other": (301, UNHEARD),
-    "test-clean": (401, HEARD),
-    "test-other": (501, UNHEARD),
+    "train-clean-100": (101, TRAINING_VOICES),
+    "dev-clean": (201, TRAINING_VOICES),
+    "dev-other": (301, UNSEEN_VOICES),
+    "test-clean": (401, TRAINING_VOICES),
+    "test-other": (501, UNSEEN_VOICES),
 }
 CHAPTER = 25  # utterances
 
@@ -197,7 +197,9 @@ class _Espeak:
             raise UserError(f"eSpeak NG in {data} has no voice {voice}")
         self._chunks: list[np.ndarray] = []
         callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-        self._callback = callback(self._receive)  # kept, since the library holds no reference that Python knows of
+        self._callback = callback(
+            self._receive
+        )  # referenced here, since the library holds no reference that Python knows of
         self._library.espeak_SetSynthCallback(self._callback)
 
     def say(self, utterance: _Utterance) -> np.ndarray:

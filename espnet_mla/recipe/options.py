@@ -135,25 +135,34 @@ def parse(arguments: Sequence[str]) -> SimpleNamespace:
         UsageError: an option is unknown, lacks its value or has one that it cannot have.
     """
     settings = SimpleNamespace(**{name: option.default for name, option in BY_NAME.items()})
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            raise UsageError(f"{word!r} stands alone: options have the form --name value")
-        flag, equals, value = word.partition("=")
-        name = flag[2:].replace("-", "_")
+    for name, value in given_options(arguments).items():
         if name not in BY_NAME and name not in ABSENT and name not in WITHOUT_EFFECT:
-            raise UsageError(f"unknown option {flag}{_closest(name)}")
-        if not equals:
-            if not rest:
-                raise UsageError(f"{flag} lacks its value")
-            value = rest.pop(0)
+            raise UsageError(f"unknown option --{name}{_closest(name)}")
         if name in BY_NAME:
             setattr(settings, name, _value(BY_NAME[name], value))
         elif name in ABSENT and value not in ("", ABSENT[name]):
             raise UsageError(f"--{name} {value} is not performed here. {NEEDS_ESPNET}")
     _check_together(settings)
     return settings
+
+
+def given_options(arguments: Sequence[str]) -> dict[str, str]:
+    """Read `--name value` and `--name=value`, whatever the names; the last value of a name wins.
+
+    Raises:
+        UsageError: a word stands alone, or an option lacks its value.
+    """
+    given: dict[str, str] = {}
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("--"):
+            raise UsageError(f"{word!r} stands alone: options have the form --name value")
+        flag, equals, after = word.partition("=")
+        value = after if equals else next(words, None)
+        if value is None:
+            raise UsageError(f"{flag} lacks its value")
+        given[flag[2:].replace("-", "_")] = value
+    return given
 
 
 def help_text() -> str:
@@ -163,7 +172,7 @@ def help_text() -> str:
         lines += ["", f"{group}:"]
         for option in options:
             meaning = option.help + (f" ({', '.join(option.choices)})" if len(option.choices) > 1 else "")
-            default = _shown(option.default)
+            default = _as_written(option.default)
             lines.append(_wrapped(f"--{option.name}", f"{meaning} [{default}]" if default else meaning))
     lines += ["", f"Only with ESPNET_ROOT (the value that asks for nothing is accepted): {NEEDS_ESPNET}."]
     lines.append(_columns([f"--{name} {value}".rstrip() for name, value in ABSENT.items()]))
@@ -181,17 +190,17 @@ def _value(option: Option, text: str) -> bool | int | float | str:
         if text not in ("true", "false"):
             raise UsageError(f"--{option.name} {text}: valid are true and false")
         return text == "true"
+    if isinstance(option.default, str):
+        return text
     kind = type(option.default)
     try:
         value = kind(text)
     except ValueError:
-        raise UsageError(f"--{option.name} {text} is not {_KINDS[kind]}") from None
+        expected = "a whole number" if kind is int else "a number"
+        raise UsageError(f"--{option.name} {text} is not {expected}") from None
     if option.least is not None and not value >= option.least:
         raise UsageError(f"--{option.name} {text}: at least {option.least} is needed")
     return value
-
-
-_KINDS = {int: "a whole number", float: "a number"}
 
 
 def _check_together(settings: SimpleNamespace) -> None:
@@ -211,10 +220,10 @@ def _check_together(settings: SimpleNamespace) -> None:
             f"--max_wav_duration {settings.max_wav_duration} must be above "
             f"--min_wav_duration {settings.min_wav_duration}"
         )
-    needed = {"train_set": not settings.skip_train, "valid_set": not settings.skip_train or settings.eval_valid_set,
-              "test_sets": not settings.eval_valid_set}  # fmt: skip
-    for name in needed:
-        if needed[name] and not getattr(settings, name).strip():
+    required = {"train_set": not settings.skip_train, "valid_set": not settings.skip_train or settings.eval_valid_set,
+                "test_sets": not settings.eval_valid_set}  # fmt: skip
+    for name in required:
+        if required[name] and not getattr(settings, name).strip():
             raise UsageError(f"--{name} is required")
     if settings.train_set and settings.train_set == settings.valid_set:
         raise UsageError(f"--train_set {settings.train_set} and --valid_set {settings.valid_set} must differ")
@@ -231,7 +240,7 @@ def _or(words: Sequence[str]) -> str:
     return " or ".join((", ".join(words[:-1]), words[-1])) if len(words) > 1 else words[0]
 
 
-def _shown(default: bool | int | float | str) -> str:
+def _as_written(default: bool | int | float | str) -> str:
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 

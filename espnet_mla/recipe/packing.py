@@ -45,10 +45,10 @@ or, for audio of any rate:
 ```
 espnet-mla transcribe {name} speech.flac{flags}
 ```
-{kept}
+{caches}
 {results}"""
 
-KEPT = """
+CACHES = """
 ## What its attention keeps
 Read off the caches that its own attention modules make, in float32. A frame is one of the encoder's, {rate:g} a second.
 
@@ -122,7 +122,7 @@ def card(layout: Layout) -> str:
         options="".join(f", {name}={value!r}" for name, value in decoding.items()),
         flags="".join(f" --{name} {value}" for name, value in decoding.items() if name in DECODING),
         rate=hertz(settings.fs),
-        kept=_kept(layout),
+        caches=_cache_section(layout),
         results=(layout.asr_exp / "RESULTS.md").read_text(encoding="utf-8"),
     )
 
@@ -177,8 +177,8 @@ def upload(layout: Layout) -> None:
     except (OSError, HTTPError, RuntimeError, ValueError) as error:
         refused = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
         what = "refused the token (HF_TOKEN, or `hf auth login`)" if refused else "did not take it"
-        said = " ".join(str(error).split())
-        raise UserError(f"--hf_repo {repo}: {api.endpoint} {what}, {folder} stays for --stage 15: {said}") from None
+        message = " ".join(str(error).split())
+        raise UserError(f"--hf_repo {repo}: {api.endpoint} {what}, {folder} stays for --stage 15: {message}") from None
     log(f"Uploaded to {api.endpoint}/{repo}")
 
 
@@ -203,7 +203,7 @@ def _decoding_options(layout: Layout) -> dict[str, object]:
     command += ["--config", settings.inference_config] if settings.inference_config else []
     try:
         given = vars(get_parser().parse_args(command))
-    except SystemExit:  # argparse has said why
+    except SystemExit:  # argparse has printed the reason
         raise UserError(
             f"--inference_args {settings.inference_args} or --inference_config {settings.inference_config}: see above"
         ) from None
@@ -211,7 +211,7 @@ def _decoding_options(layout: Layout) -> dict[str, object]:
     return {p.name: given[p.name] for p in defaults if p.name in given and given[p.name] != p.default}
 
 
-def _kept(layout: Layout) -> str:
+def _cache_section(layout: Layout) -> str:
     """The section of the card on what the attentions keep of the past; nothing where none keeps anything."""
     import torch
     from espnet2.tasks.asr import ASRTask
@@ -224,17 +224,19 @@ def _kept(layout: Layout) -> str:
     model, _ = ASRTask.build_model_from_file(layout.asr_exp / "config.yaml", layout.asr_model, "cpu")
     fs = hertz(layout.settings.fs)
     found = caches.filled(model.eval(), encoder_of(model, torch.zeros(2 * fs)))
-    found = {part: kept for part, kept in found.items() if kept.attention in ATTENTIONS}  # the others keep nothing
+    found = {part: cache for part, cache in found.items() if cache.attention in ATTENTIONS}  # the others keep nothing
     if not found:
         return ""
     rate = caches.frame_rate(model, fs)
     rows = []
-    for part, kept in found.items():
-        per_frame = sum(kept.bytes_per_frame)
-        a_layer = _range(kept.bytes_per_frame) if per_frame else f"0; a state of fixed size, {_range(kept.fixed_bytes)}"
-        a_second = f"{round(per_frame * rate):,}" if kept.unit == "frame" else "as many as it has tokens"
-        rows.append(f"| {PARTS[part]} | `{kept.attention}` | {len(kept.caches)} | {a_layer} | {a_second} |")
-    return KEPT.format(rate=rate, rows="\n".join(rows))
+    for part, cache in found.items():
+        per_frame = sum(cache.bytes_per_frame)
+        a_layer = (
+            _range(cache.bytes_per_frame) if per_frame else f"0; a state of fixed size, {_range(cache.fixed_bytes)}"
+        )
+        a_second = f"{round(per_frame * rate):,}" if cache.unit == "frame" else "as many as it has tokens"
+        rows.append(f"| {PARTS[part]} | `{cache.attention}` | {len(cache.caches)} | {a_layer} | {a_second} |")
+    return CACHES.format(rate=rate, rows="\n".join(rows))
 
 
 def _range(sizes: list[int]) -> str:

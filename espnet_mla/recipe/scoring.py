@@ -16,6 +16,7 @@ from espnet_mla.common import sclite
 from espnet_mla.common.errors import UserError
 from espnet_mla.common.files import write_text
 from espnet_mla.common.tables import read_table
+from espnet_mla.recipe.datadir import first_few
 from espnet_mla.trained.inference import CONTEXT
 
 KINDS = {"wer": "word", "cer": "char", "ter": "bpe"}
@@ -66,6 +67,7 @@ def score(
         logging.warning("%s: %s", decode_dir / "text", note)
 
     order = sorted(references, key=str.encode)
+    marked: set[str] = set()
     for kind in kinds:
         if kind == "ter" and not (bpemodel and Path(bpemodel).is_file()):
             continue
@@ -79,9 +81,15 @@ def score(
         ids = {utterance: f"({speakers[utterance]}-{utterance})" for utterance in order}
         folder = decode_dir / f"score_{kind}"
         for name, lines in trn.items():
-            write_text(folder / f"{name}.trn", "".join(f"{_line(lines[each])}\t{ids[each]}\n" for each in order))
-        scored = [sclite.Utterance(ids[each], sclite.align(trn["ref"][each], trn["hyp"][each])) for each in order]
+            write_text(folder / f"{name}.trn", "".join(f"{_line(lines[key])}\t{ids[key]}\n" for key in order))
+            marked |= {key for key in order if sclite.has_markup(lines[key])}
+        scored = [sclite.Utterance(ids[key], sclite.align(trn["ref"][key], trn["hyp"][key])) for key in order]
         write_text(folder / "result.txt", sclite.report(scored, str(folder / "hyp.trn"), "\n".join(notes)))
+    if marked:
+        logging.warning(
+            "%s: %d utterances, the first is %s, hold { or @, which are words here; NIST's sclite would read "
+            "alternatives or no word", decode_dir, len(marked), min(marked, key=str.encode),
+        )  # fmt: skip
 
 
 def write_results(asr_exp: str | Path, note: str = "") -> Path:
@@ -103,7 +111,7 @@ def results_markdown(asr_exp: str | Path, note: str = "") -> str:
     """
     asr_exp = Path(asr_exp)
     tables: dict[Path, dict[str, list[str]]] = {}
-    contexts: dict[Path, dict[str, str]] = {}
+    latencies: dict[Path, dict[str, str]] = {}
     for result in sorted(asr_exp.rglob("score_*/result.txt")):
         kind, decoded = result.parent.name.removeprefix("score_"), result.parent.parent
         if kind not in KINDS:
@@ -112,8 +120,8 @@ def results_markdown(asr_exp: str | Path, note: str = "") -> str:
         if total is None:
             raise UserError(f"{result} has no Sum/Avg row: remove {result.parent} and score again (stage 13)")
         name = "/".join(decoded.parts[-2:])
-        if context := _context(decoded):
-            contexts.setdefault(decoded.parent.parent, {})[name] = context
+        if latency := _latency(decoded):
+            latencies.setdefault(decoded.parent.parent, {})[name] = latency
         row = [name, *total[1].replace("|", " ").split()]
         tables.setdefault(decoded.parent.parent, {}).setdefault(kind, []).append(f"|{'|'.join(row)}|\n")
     if not tables:
@@ -123,16 +131,16 @@ def results_markdown(asr_exp: str | Path, note: str = "") -> str:
         parts.append(f"## {experiment.as_posix()}\n")
         for kind in KINDS:
             if kind in kinds:
-                said = f"{note}\n\n" if note else ""
-                parts.append(f"### {kind.upper()}\n\n{said}{HEAD}{''.join(kinds[kind])}\n")
-        if rows := contexts.get(experiment):
-            lines = "".join(f"|{name}|{context}|\n" for name, context in rows.items())
+                above = f"{note}\n\n" if note else ""
+                parts.append(f"### {kind.upper()}\n\n{above}{HEAD}{''.join(kinds[kind])}\n")
+        if rows := latencies.get(experiment):
+            lines = "".join(f"|{name}|{latency}|\n" for name, latency in rows.items())
             parts.append(f"### Latency\n\n|dataset|attention context|\n|---|---|\n{lines}\n")
     return "".join(parts)
 
 
-def _context(decoded: Path) -> str | None:
-    """The chunks that a streaming model decoded a set in, and their latency, as the log of decoding says."""
+def _latency(decoded: Path) -> str | None:
+    """The chunks and the latency of a streaming model on a set, by the log of its decoding."""
     for path in sorted((decoded / "logdir").glob("asr_inference.*.log")):
         if found := CONTEXT.search(path.read_text(encoding="utf-8", errors="replace")):
             return found[1]
@@ -141,9 +149,7 @@ def _context(decoded: Path) -> str | None:
 
 def _refuse(utterances: set[str], problem: str) -> None:
     if utterances:
-        shown = sorted(utterances)
-        more = f" and {len(shown) - 10} more" if len(shown) > 10 else ""
-        raise UserError(f"{problem} {', '.join(shown[:10])}{more}")
+        raise UserError(f"{problem} {first_few(sorted(utterances), most=10)}")
 
 
 def _line(text: str) -> str:

@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
 
-import yaml
+from filelock import FileLock
 
 from espnet_mla.common.errors import UserError
 from espnet_mla.common.files import check_space, write_text
@@ -18,6 +17,7 @@ from espnet_mla.common.lock import lock, unlock
 from espnet_mla.common.log import log
 from espnet_mla.common.processes import die_with_parent
 from espnet_mla.common.units import duration, hertz
+from espnet_mla.common.yaml_files import read_mapping
 from espnet_mla.recipe import audio, decoding, packing, tokens, training
 from espnet_mla.recipe.layout import Layout
 
@@ -52,7 +52,7 @@ def perform(layout: Layout) -> None:
     for number in performed[:1]:
         _check_inputs(layout, number)
     written = {number: STAGES[number].writes(layout) for number in performed}
-    locks: dict[Path, IO[str]] = {}
+    locks: dict[Path, FileLock] = {}
     try:
         for folder in dict.fromkeys(written.values()):
             locks[folder] = lock(folder)
@@ -94,11 +94,11 @@ def check(layout: Layout) -> None:
         raise UserError(f"--nlsyms_txt {settings.nlsyms_txt} does not exist")
     if 15 in layout.performed:
         packing.check_upload(layout)
-    wanted = {"ngpu": settings.ngpu if 11 in layout.performed else 0,
+    requested = {"ngpu": settings.ngpu if 11 in layout.performed else 0,
               "gpu_inference": int(settings.gpu_inference and 12 in layout.performed)}  # fmt: skip
-    if any(wanted.values()):
+    if any(requested.values()):
         visible = _gpus()
-        for name, count in wanted.items():
+        for name, count in requested.items():
             if count > visible:
                 given, cpu = (count, 0) if name == "ngpu" else ("true", "false")
                 raise UserError(f"--{name} {given}: {visible} GPUs are visible; --{name} {cpu} takes the CPU")
@@ -107,18 +107,16 @@ def check(layout: Layout) -> None:
 def _check_config(name: str, path: Path) -> None:
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else Path("conf")
-        there = sorted(str(other) for other in folder.glob("*.yaml"))
-        raise UserError(f"--{name} {path} does not exist; there are: {', '.join(there) or f'none in {folder}/'}")
+        others = sorted(str(other) for other in folder.glob("*.yaml"))
+        raise UserError(f"--{name} {path} does not exist; there are: {', '.join(others) or f'none in {folder}/'}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--{name} {path} is not YAML: {' '.join(str(error).split())}") from None
-    if content is not None and not isinstance(content, dict):
-        raise UserError(f"--{name} {path} must hold `key: value` lines")
+        read_mapping(path)
+    except UserError as error:
+        raise UserError(f"--{name} {error}") from None
 
 
 def _gpus() -> int:
-    # In a process of its own: a process that has touched CUDA is no good parent for others.
+    # In another process: one that has initialised CUDA must not fork.
     asked = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
     answer = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
     return int(answer[-1]) if answer else 0

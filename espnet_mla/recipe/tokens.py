@@ -95,9 +95,9 @@ def _symbols(given: str) -> list[str]:
     return [symbol for symbol in given.split(",") if symbol]
 
 
-def _vocabulary_error(nbpe: int, said: str) -> UserError:
-    if largest := re.search(r"too high.*<= (\d+)", said, re.DOTALL):
+def _vocabulary_error(nbpe: int, message: str) -> UserError:
+    if largest := re.search(r"too high.*<= (\d+)", message, re.DOTALL):
         return UserError(f"--nbpe {nbpe} is more than the training text allows: at most {largest[1]} is possible")
-    if smallest := re.search(r"smaller than required_chars\. \d+ vs (\d+)", said):
+    if smallest := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return UserError(f"--nbpe {nbpe} is less than the characters of the text: at least {smallest[1]} is needed")
-    return UserError(f"--nbpe {nbpe}: sentencepiece says: {said}")
+    return UserError(f"--nbpe {nbpe}: sentencepiece says: {message}")

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-import yaml
-
 from espnet_mla.common.errors import UserError
 from espnet_mla.common.files import write_text
 from espnet_mla.common.jobs import Followed, count_lines, run_jobs, split_table, threads_for
 from espnet_mla.common.log import log
+from espnet_mla.common.yaml_files import read_mapping
 from espnet_mla.recipe.layout import Layout, data_type
 
 NO_STEP = "The gradients at all steps are invalid in this epoch"  # asr_train's words
@@ -97,17 +96,17 @@ def train(layout: Layout) -> None:
     followed = Followed(train_log)
     stopped: list[str] = []
 
-    def tell_epochs() -> None:
+    def log_epochs() -> None:
         for line in followed.new_lines():
-            if told := epoch_line(line):
-                log(told)
+            if summary := epoch_line(line):
+                log(summary)
             if NO_STEP in line:
                 stopped.append(line)
 
     with tempfile.TemporaryDirectory() as scratch:
         # launch only repeats the command and, after a failure, the end of train.log.
         launch_log = Path(scratch) / "launch.log"
-        run_jobs([command], [launch_log], what="training", threads=threads, watch=tell_epochs, telling_log=train_log)
+        run_jobs([command], [launch_log], what="training", threads=threads, watch=log_epochs, error_log=train_log)
     if stopped:
         # asr_train ends without an error then, and what it leaves looks like a trained model.
         raise UserError(
@@ -125,10 +124,10 @@ def epoch_line(line: str) -> str | None:
     if not found:
         return None
     epoch, trained, valid = found[1], _figures(found[2]), _figures(found[3])
-    shown = [f"train {name} {trained[name]}" for name in ("loss",) if name in trained]
-    shown += [f"valid {name} {valid[name]}" for name in ("loss", "acc", "cer_ctc", "wer") if name in valid]
+    entries = [f"train {name} {trained[name]}" for name in ("loss",) if name in trained]
+    entries += [f"valid {name} {valid[name]}" for name in ("loss", "acc", "cer_ctc", "wer") if name in valid]
     took = re.search(r", time=(.*?), total_count", found[2])
-    return f"epoch {epoch}: {', '.join(shown)}" + (f" ({took[1]})" if took else "")
+    return f"epoch {epoch}: {', '.join(entries)}" + (f" ({took[1]})" if took else "")
 
 
 def write_resume_script(layout: Layout, folder: Path, stage: int) -> None:
@@ -163,21 +162,20 @@ def _precision(settings: SimpleNamespace) -> list[str]:
     """Mixed precision is for GPUs: on the CPU it is switched off, whatever the configuration says."""
     if settings.ngpu or not settings.asr_config:
         return []
-    config = yaml.safe_load(Path(settings.asr_config).read_text(encoding="utf-8")) or {}
-    if not config.get("use_amp"):
+    if not read_mapping(Path(settings.asr_config)).get("use_amp"):
         return []
     log(f"No GPU (--ngpu 0): use_amp of {settings.asr_config} is set to false")
     return ["--use_amp", "false"]
 
 
 def _aggregate(layout: Layout, parts: Sequence[Path]) -> None:
-    """Join what the jobs found, and append the number of tokens to the text shapes, for counting batch_bins."""
+    """Join the statistics of the jobs, and append the number of tokens to the text shapes, for counting batch_bins."""
     settings, stats_dir = layout.settings, layout.asr_stats_dir
     partial = stats_dir / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     command = [sys.executable, "-m", "espnet2.bin.aggregate_stats_dirs", "--output_dir", str(partial)]
-    for part in parts:
-        command += ["--input_dir", str(part)]
+    for folder in parts:
+        command += ["--input_dir", str(folder)]
     command += ["--skip_sum_stats"] if settings.feats_normalize != "global_mvn" else []
     run_jobs([command], [stats_dir / "logdir" / "aggregate.log"], what="joining statistics")
     tokens = count_lines(layout.token_list)
@@ -187,6 +185,6 @@ def _aggregate(layout: Layout, parts: Sequence[Path]) -> None:
             partial / part / f"text_shape.{settings.token_type}", "".join(f"{shape},{tokens}\n" for shape in shapes)
         )
         (stats_dir / part).mkdir(exist_ok=True)
-        for made in sorted((partial / part).iterdir()):
-            os.replace(made, stats_dir / part / made.name)
+        for file in sorted((partial / part).iterdir()):
+            os.replace(file, stats_dir / part / file.name)
     shutil.rmtree(partial)

@@ -6,10 +6,6 @@ set -euo pipefail
 
 . ./path.sh
 
-if ! python3 -c "import espnet_mla" 2> /dev/null; then
-    echo "error: python3 has no espnet_mla; setup_environment.sh at the top of the repository installs it" >&2
-    exit 1
-fi
 if [ "${1:-}" = --unlink ]; then
     exec python3 -m espnet_mla.recipe.checkout --unlink
 fi

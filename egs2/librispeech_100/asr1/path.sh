@@ -17,3 +17,8 @@ venv=$(cd -P local/../../../.. && pwd)/.venv
 if [ -x "${venv}/bin/python3" ]; then
     export PATH=${venv}/bin:${PATH}
 fi
+
+if ! python3 -c "import espnet_mla" 2> /dev/null; then
+    echo "error: python3 has no espnet_mla; setup_environment.sh at the top of the repository installs it" >&2
+    return 1
+fi

@@ -1,0 +1,157 @@
+"""`python -m espnet_mla.recipe.run_sh --option value ...`: run.sh, which calls ./asr.sh with the recipe's defaults.
+
+Options that are given win. The stages of a corpus with a folder of its own (mini) run in that folder, so that nothing
+is mixed up with LibriSpeech: mini/exp/A is exp/A to them, and either may be given.
+"""
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from espnet_mla.common.errors import UsageError, UserError
+from espnet_mla.common.machine import CORES, gpus
+from espnet_mla.common.yaml_files import read_mapping
+from espnet_mla.recipe import checkout
+from espnet_mla.recipe.corpora import CORPORA, DEFAULT, Corpus
+from espnet_mla.recipe.layout import experiment_tag
+from espnet_mla.recipe.options import given_options
+
+LINKS = ("asr.sh", "path.sh", "cmd.sh", "db.sh", "local", "conf")
+"""What a corpus's folder shares with the recipe's."""
+
+DEFAULTS = {
+    "lang": "en",
+    "feats_type": "raw",
+    "audio_format": "flac",
+    "max_wav_duration": "30",
+    "token_type": "bpe",
+    "use_lm": "false",
+    "asr_config": "conf/branchformer_mla.yaml",
+    "inference_config": "conf/decode_asr.yaml",
+    "train_set": "train_clean_100",
+    "valid_set": "dev",
+    "bpe_train_text": "data/train_clean_100/text",
+    "lm_train_text": "data/train_clean_100/text",
+}
+
+HELP = f"""\
+usage: run.sh [--corpus NAME] [--option value ...]
+       run.sh --unlink             remove the links that runs with ESPNET_ROOT have made
+
+  --corpus                   {" or ".join(CORPORA)} [{DEFAULT}]
+  --asr_config               configuration of model and training [{DEFAULTS["asr_config"]}]
+
+All other options are those of asr.sh. Those of sets, texts, tokens and hardware have other defaults here.
+"""
+
+
+def asr_sh_options(arguments: Sequence[str]) -> tuple[Corpus, dict[str, str]]:
+    """The options with which run.sh calls asr.sh, but for those of the hardware.
+
+    For a corpus that scales configurations down, the configuration is read, relative to the current folder.
+
+    Returns:
+        The corpus, and option -> value, paths relative to the corpus's folder.
+
+    Raises:
+        UsageError: an option lacks its value, or there is no such corpus.
+        UserError: the configuration is not YAML.
+    """
+    given = given_options(arguments)
+    name = given.pop("corpus", DEFAULT)
+    if name not in CORPORA:
+        raise UsageError(f"--corpus {name}: valid are {' and '.join(CORPORA)}")
+    corpus = CORPORA[name]
+    defaults = {"local_data_opts": f"--corpus {name}", "nbpe": str(corpus.nbpe), "test_sets": corpus.test_sets}
+    defaults |= {"speed_perturb_factors": corpus.speed_perturb_factors, "inference_args": corpus.inference_args}
+    options = DEFAULTS | {name: value for name, value in defaults.items() if value} | given
+    config = options["asr_config"]
+    if corpus.folder != Path("."):
+        options |= {name: re.sub(rf"^(\./)?{corpus.folder}/", "", value) for name, value in given.items()}
+        options["asr_config"] = _relative_to(corpus.folder, config)
+    if corpus.scaling:
+        # The name leaves the scaling out: every experiment of the corpus has it.
+        options["asr_tag"] = options.get("asr_tag") or experiment_tag(
+            {"asr_args": "", "speed_perturb_factors": "", **options}
+        )
+        options["asr_args"] = f"{_scaling(corpus, config)} {options.get('asr_args', '')}".strip()
+    return corpus, options
+
+
+def as_arguments(options: Mapping[str, str]) -> list[str]:
+    """`{"nbpe": "60"}` -> `["--nbpe", "60"]`."""
+    return [word for name, value in options.items() for word in (f"--{name}", value)]
+
+
+def _relative_to(folder: Path, config: str) -> str:
+    """The path of a configuration relative to `folder`; one that does not exist here is taken to be so already."""
+    if os.path.isabs(config) or not Path(config).is_file():
+        return config
+    path = os.path.normpath(config)
+    return path if Path(path).parts[0] in LINKS else os.path.relpath(path, folder)
+
+
+def _scaling(corpus: Corpus, config: str) -> str:
+    """The options that make a configuration small; none for one below the corpus's folder, of a model trained there."""
+    path = Path(config) if Path(config).is_file() else corpus.folder / config
+    encoder = None
+    if path.is_file():  # else asr.sh says what is missing
+        if path.resolve().is_relative_to(corpus.folder.resolve()):
+            return ""
+        encoder = read_mapping(path).get("encoder")
+    return f"{corpus.scaling} {corpus.encoder_scaling.get(str(encoder), '')}".strip()
+
+
+def _hardware_options() -> dict[str, str]:
+    """One GPU trains and decodes where there is one; without, all cores do."""
+    if gpus():
+        return {"nj": str(CORES), "ngpu": "1", "gpu_inference": "true", "inference_nj": "2"}
+    return {"nj": str(CORES), "ngpu": "0", "gpu_inference": "false", "inference_nj": str(CORES)}
+
+
+def _link(folder: Path) -> None:
+    """Make a folder in which ./asr.sh runs as it does here."""
+    folder.mkdir(exist_ok=True)
+    for name in LINKS:
+        link, target = folder / name, os.path.relpath(name, folder)
+        if not link.is_symlink() or os.readlink(link) != target:  # untouched where it is right: others may run there
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
+
+
+def _unlink() -> None:
+    for folder in {corpus.folder for corpus in CORPORA.values()}:
+        if folder.is_dir():
+            with contextlib.chdir(folder):
+                checkout.unlink()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Become ./asr.sh; the exit status where that is not possible: 1 after an error, 2 where an option is wrong."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if words == ["--unlink"]:
+            _unlink()
+            return 0
+        asks_for_help = not {"--help", "-h"}.isdisjoint(words)
+        corpus, options = asr_sh_options([] if asks_for_help else words)
+        command = ["./asr.sh", *as_arguments(_hardware_options() | options)]
+        if asks_for_help:
+            print(HELP, flush=True)
+            command.append("--help")
+        if corpus.folder != Path("."):
+            _link(corpus.folder)
+            os.chdir(corpus.folder)
+            os.environ.pop("LIBRISPEECH", None)  # it is meant for the real corpus
+        # In place of this process: who ends run.sh ends what it has started.
+        os.execv(command[0], command)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

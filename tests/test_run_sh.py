@@ -1,0 +1,160 @@
+"""run.sh: what the user gives wins, the rest follows from the corpus, and a configuration is read as YAML."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from espnet_mla.common.errors import UsageError, UserError
+from espnet_mla.recipe import data, run_sh
+from espnet_mla.recipe.corpora import CORPORA
+from espnet_mla.recipe.layout import Layout
+from espnet_mla.recipe.options import parse
+
+CONF = Path(__file__).parents[1] / "conf"
+CONFS = sorted(path.name for path in CONF.glob("*.yaml") if path.name != "decode_asr.yaml")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The folder of a recipe, with nothing in it but the confs."""
+    (tmp_path / "conf").symlink_to(CONF)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def options(*arguments: str) -> dict[str, str]:
+    return run_sh.asr_sh_options(arguments)[1]
+
+
+@pytest.mark.parametrize("conf", CONFS)
+def test_librispeech_gets_each_configuration_as_it_is_and_the_names_of_espnets_recipe(conf):
+    given = options("--asr_config", f"conf/{conf}")
+    assert given["asr_config"] == f"conf/{conf}" and "asr_args" not in given and "asr_tag" not in given
+    layout = Layout(parse(run_sh.as_arguments(given)))
+    assert str(layout.asr_exp) == f"exp/asr_{conf.removesuffix('.yaml')}_raw_en_bpe5000_sp"
+    assert (layout.train_set, layout.valid_set) == ("train_clean_100_sp", "dev")
+    assert layout.test_sets == ("test_clean", "test_other", "dev_clean", "dev_other")
+    assert layout.settings.local_data_opts == "--corpus librispeech_100"
+
+
+NARROW = {
+    "conformer": {"linear_units=384"},
+    "contextual_block_conformer": {"linear_units=384"},
+    "branchformer": {"cgmlp_linear_units=576"},
+    "e_branchformer": {"linear_units=384", "cgmlp_linear_units=576"},
+}
+
+
+@pytest.mark.parametrize("conf", CONFS)
+def test_mini_scales_each_configuration_down_and_leaves_that_out_of_the_name(conf):
+    given = options("--corpus", "mini", "--asr_config", f"conf/{conf}", "--asr_args", "--max_epoch 2")
+    words = given["asr_args"].split()
+    pairs = list(zip(words[::2], words[1::2], strict=True))
+    encoder = next(name for name in sorted(NARROW, key=len, reverse=True) if conf.startswith(name))
+    scaled = {value for name, value in pairs if name == "--encoder_conf"}
+    assert scaled == {"output_size=96", "num_blocks=4", *NARROW[encoder]}
+    assert ("--specaug", "none") in pairs and pairs[-1] == ("--max_epoch", "2")
+    assert given["asr_tag"] == f"{conf.removesuffix('.yaml')}_raw_en_bpe60_max_epoch2"
+    assert (given["inference_args"], given["test_sets"]) == ("--beam_size 5", "test_clean test_other")
+    assert "speed_perturb_factors" not in given and given["local_data_opts"] == "--corpus mini"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["encoder: branchformer", 'encoder: "branchformer"', "encoder:  branchformer  # two", "{encoder: branchformer}"],
+)
+def test_the_encoder_is_read_as_yaml_reads_it(folder, line):
+    (folder / "mine.yaml").write_text(f"{line}\n")
+    given = options("--corpus", "mini", "--asr_config", "mine.yaml")
+    assert "--encoder_conf cgmlp_linear_units=576" in given["asr_args"]
+    assert given["asr_config"] == "../mine.yaml"  # from mini/
+
+
+def test_a_configuration_that_is_not_yaml_is_named(folder):
+    (folder / "mine.yaml").write_text("encoder: [\n")
+    with pytest.raises(UserError, match="mine.yaml cannot be read"):
+        options("--corpus", "mini", "--asr_config", "mine.yaml")
+
+
+@pytest.mark.parametrize("prefix", ["mini/", "./mini/", "", "mini/../mini/", "{}/mini/"])
+def test_a_configuration_of_a_model_that_mini_trained_is_small_already_however_its_path_is_spelt(folder, prefix):
+    config = folder / "mini/exp/A/x.yaml"
+    config.parent.mkdir(parents=True)
+    config.write_text("encoder: conformer\n")
+    given = options(
+        "--corpus", "mini", "--asr_config", f"{prefix.format(folder)}exp/A/x.yaml", "--asr_args", "--max_epoch 2"
+    )
+    assert given["asr_args"] == "--max_epoch 2"
+    assert (folder / "mini" / given["asr_config"]).samefile(config)
+    assert given["asr_tag"] == "x_raw_en_bpe60_max_epoch2"
+
+
+def test_paths_below_mini_are_named_from_there_for_the_stages():
+    given = options("--corpus", "mini", "--pretrained_model", "mini/exp/A/model.pth", "--asr_exp", "./mini/exp/tuned")
+    assert (given["pretrained_model"], given["asr_exp"]) == ("exp/A/model.pth", "exp/tuned")
+
+
+def test_a_path_through_the_link_to_conf_is_scaled_all_the_same(folder):
+    (folder / "mini").mkdir()
+    (folder / "mini/conf").symlink_to("../conf")
+    given = options("--corpus", "mini", "--asr_config", "mini/conf/conformer_mla.yaml")
+    assert given["asr_config"] == "conf/conformer_mla.yaml" and "num_blocks=4" in given["asr_args"]
+
+
+def test_options_are_read_with_a_space_or_an_equals_sign_and_the_last_one_wins():
+    given = options(
+        "--corpus=mini", "--token-type=char", "--asr_args=--a b=c", "--asr_args", "--d 'e f'", "--stage", "3"
+    )
+    assert given["asr_args"].endswith(" --d 'e f'") and "b=c" not in given["asr_args"]
+    assert given["asr_tag"] == "branchformer_mla_raw_en_char_d'ef'" and given["stage"] == "3"
+    assert options("--corpus", "mini", "--asr_tag", "mine", "--nbpe", "70")["asr_tag"] == "mine"
+    assert options("--corpus", "mini", "--speed_perturb_factors", "0.9 1.0")["asr_tag"].endswith("bpe60_sp")
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--corpus", "timit"], "--corpus timit: valid are librispeech_100 and mini"),
+    (["--asr_args"], "--asr_args lacks its value"), (["conf/x.yaml"], "'conf/x.yaml' stands alone"),
+])  # fmt: skip
+def test_wrong_options_are_named(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        options(*arguments)
+
+
+def test_every_corpus_has_its_source_and_a_folder_that_no_other_has():
+    assert set(data.SOURCES) == set(CORPORA)
+    assert len({corpus.folder for corpus in CORPORA.values()}) == len(CORPORA)
+
+
+def test_without_the_package_run_sh_says_how_to_get_it(folder):
+    recipe, programs = folder / "egs2/x/asr1", folder / "bin"
+    (recipe / "local").mkdir(parents=True)
+    programs.mkdir()
+    for name in ("run.sh", "path.sh"):
+        shutil.copy(CONF.parent / "egs2/librispeech_100/asr1" / name, recipe)
+    (programs / "python3").write_text("#!/bin/sh\nexit 1\n")
+    (programs / "python3").chmod(0o755)
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}"}
+    done = subprocess.run([recipe / "run.sh"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: python3 has no espnet_mla; setup_environment.sh") and not done.stdout
+
+
+def test_help_names_the_corpora_and_the_options_of_asr_sh():
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment["PYTHONPATH"] = str(CONF.parent)
+    script = CONF.parent / "egs2/librispeech_100/asr1/run.sh"
+    done = subprocess.run([script, "--help"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "librispeech_100 or mini" in done.stdout and "--inference_nj" in done.stdout
+
+
+def test_links_that_are_right_are_left_alone(folder):
+    run_sh._link(Path("mini"))
+    before = {name: os.lstat(folder / "mini" / name).st_ino for name in run_sh.LINKS}
+    run_sh._link(Path("mini"))
+    assert before == {name: os.lstat(folder / "mini" / name).st_ino for name in run_sh.LINKS}
+    assert os.readlink(folder / "mini/conf") == "../conf"

@@ -58,7 +58,7 @@ def epoch(number: int, minute: int, train: str, valid: str) -> str:
 
 
 TRAIN_LOG = (
-    "# python -m espnet2.bin.asr_train --config conf/x.yaml\n# ChunkStep on AMD EPYC, 2 cores, 1 threads\n# Started at ...\n"
+    "# python -m espnet2.bin.asr_train --config conf/x.yaml\n# Running on AMD EPYC, 2 cores, 1 threads\n# Started at ...\n"
     + epoch(1, 1, "10.95 seconds", "0.31 seconds")
     + epoch(2, 2, "1 minute and 2.5 seconds", "2 seconds")
     + epoch(3, 4, "1 hour, 2 minutes and 1 second", "1 minute and 1 second")

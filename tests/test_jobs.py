@@ -26,7 +26,7 @@ def test_each_job_has_a_log_in_the_form_of_run_pl(tmp_path):
         lines = log.read_text().splitlines()
         assert (
             lines[0].startswith("# ")
-            and lines[1].startswith("# ChunkStep on ")
+            and lines[1].startswith("# Running on ")
             and lines[2].startswith("# Started at ")
         )
         assert f"said {number}" in lines

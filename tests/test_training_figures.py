@@ -17,7 +17,7 @@ def test_seconds_are_the_trainers_of_training_and_validation(tmp_path):
 
 def test_an_epoch_that_a_rerun_did_again_counts_once_by_its_last_run(tmp_path):
     (tmp_path / "train.1.log").write_text(TRAIN_LOG)  # which ESPnet has moved out of the way
-    again = "# ChunkStep on Intel Xeon, 4 cores, 4 threads\n" + epoch(3, 30, "5 seconds", "1 second")
+    again = "# Running on Intel Xeon, 4 cores, 4 threads\n" + epoch(3, 30, "5 seconds", "1 second")
     (tmp_path / "train.log").write_text(again + epoch(4, 31, "5 seconds", "1 second"))
     found = training.figures(tmp_path)
     assert found["epochs"] == 4 and found["seconds"] == round(10.95 + 0.31 + 64.5 + 6 + 6, 1)

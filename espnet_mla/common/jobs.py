@@ -37,7 +37,7 @@ class Job:
         self.started = time.monotonic()
         running_on = f"{processor()}, {CORES} cores, {environment(threads).get('OMP_NUM_THREADS', CORES)} threads"
         running_on += f", {ngpu} x {next(iter(gpus()), 'GPU')}" if ngpu else ""
-        self._write(f"# {shlex.join(command)}\n# ChunkStep on {running_on}\n# Started at {time.ctime()}\n#\n")
+        self._write(f"# {shlex.join(command)}\n# Running on {running_on}\n# Started at {time.ctime()}\n#\n")
         try:
             self.process = subprocess.Popen(
                 command, stdout=self.output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,

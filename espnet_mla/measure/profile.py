@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     on = parser.add_argument_group("what it is measured on")
     on.add_argument(
         "--wav_scp",
-        metavar="FIGURES_FILE",
+        metavar="FILE",
         help="speech, as dump/raw/test_clean/wav.scp; without any, noise is encoded, and no decoding is timed",
     )
     on.add_argument(
@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how")
     how.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     how.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: %(default)s)")
-    how.add_argument("--inference_config", metavar="FIGURES_FILE", help="decoding options, as conf/decode_asr.yaml")
+    how.add_argument("--inference_config", metavar="FILE", help="decoding options, as conf/decode_asr.yaml")
     for name, (kind, meaning) in DECODING.items():
         how.add_argument(f"--{name}", type=kind, help=meaning)
     return parser

@@ -6,7 +6,7 @@ from pathlib import Path
 
 _EPOCH = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ \(trainer:\d+\) INFO: (\d+)epoch results: (.*)")
 _TOOK = re.compile(r", time=(.*?), total_count")
-_RUNNING_ON = "# ChunkStep on "
+_RUNNING_ON = "# Running on "
 _UNITS = {"day": 86400, "hour": 3600, "minute": 60, "second": 1}
 
 

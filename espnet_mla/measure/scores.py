@@ -1,12 +1,15 @@
 """What a model's words came to: the errors of every utterance, read off the folders that stage 13 leaves."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 from espnet_mla.common import sclite
 from espnet_mla.common.errors import UserError
+from espnet_mla.trained.describe import KINDS, Figure, section
 
-KINDS = ("wer", "cer")
 _OF_A_MODEL = re.compile(r"_asr_model_([^/]+)$")
 
 
@@ -35,6 +38,27 @@ def figures(asr_exp: Path, model_file: Path) -> dict[str, dict[str, dict]]:
         of_set["utterances"] = list(counts)
         of_set[kind] = score
     return found
+
+
+def utterance_counts(content: Mapping, rate: Figure) -> tuple[np.ndarray, np.ndarray]:
+    """Errors and words (or characters) of each utterance that an error rate is made of, (utterances,).
+
+    Args:
+        content: of figures.json.
+        rate: the figure.
+
+    Raises:
+        ValueError: they are missing, or are no counts.
+    """
+    kind, _, test_set = rate.key.partition(".")
+    of_set = section(content, "scores", str(rate.decoding), test_set)
+    utterances, of_kind = of_set.get("utterances") or [], section(of_set, kind)
+    errors, words = (np.array(of_kind.get(name) or []) for name in ("errors", "words"))
+    if any(counts.dtype.kind != "i" or counts.shape != (len(utterances),) for counts in (errors, words)):
+        raise ValueError(f"scores lacks the errors and words of each utterance of {test_set}")
+    if not words.sum():
+        raise ValueError(f"scores has no word for {test_set}")
+    return errors, words
 
 
 def _counts(reference: Path) -> dict[str, tuple[int, int]]:

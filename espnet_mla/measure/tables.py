@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 
 from espnet_mla.measure.bootstrap import LEVEL
-from espnet_mla.measure.columns import Column
 from espnet_mla.measure.comparison import Cell, Comparison, Row
+from espnet_mla.trained.describe import Column, section
 
 MISSING = "missing"
 
@@ -21,11 +21,11 @@ def format_cell(cell: Cell, column: Column) -> str:
     """A cell as it is read: value, spread or interval, difference, probability, letter of its condition."""
     if cell.value is None:
         return MISSING
-    text = column.show(cell.value)
+    text = column.display(cell.value)
     if cell.deviation:
-        text += f" ± {column.show(cell.deviation)}"
+        text += f" ± {column.display(cell.deviation)}"
     if cell.least is not None and cell.most is not None:
-        text += f" [{column.show(cell.least)}, {column.show(cell.most)}]"
+        text += f" [{column.display(cell.least)}, {column.display(cell.most)}]"
     if cell.difference:
         text += f" {cell.difference:+.1f} %"
     if cell.better is not None:
@@ -46,7 +46,7 @@ def markdown(comparison: Comparison, plots: Mapping[str, str]) -> str:
         _legend(comparison),
     ]
     for table, found in by_table(comparison).items():
-        heads = ["model", *(column.title for column in found)]
+        heads = ["model", *(column.heading for column in found)]
         lines = [_line(heads), _line(["---"] * len(heads))]
         for row in comparison.rows:
             cells = [comparison.cell(row, column) for column in found]
@@ -70,7 +70,7 @@ def by_table(comparison: Comparison) -> dict[str, list[Column]]:
 
 def notes(comparison: Comparison) -> list[str]:
     """What stage 1 has noted of the corpora."""
-    found = ((one.figures.get("model") or {}).get("note") for row in comparison.rows for one in row.members)
+    found = (one.model.get("note") for row in comparison.rows for one in row.members)
     return list(dict.fromkeys(note for note in found if note))
 
 
@@ -79,8 +79,8 @@ def environment(comparison: Comparison) -> list[str]:
     found: dict[str, list[str]] = {}
     for row in comparison.rows:
         for one in row.members:
-            of = one.figures.get("measured_with") or {}
-            versions = ", ".join(f"{name} {version}" for name, version in (of.get("versions") or {}).items())
+            of = section(one.content, "measured_with")
+            versions = ", ".join(f"{name} {version}" for name, version in section(of, "versions").items())
             gpu = f", {of['device']}" if of.get("device") not in (None, "cpu") else ""
             line = f"{of.get('date')}: {of.get('machine')}, {of.get('cores')} cores, {of.get('threads')} threads{gpu}, "
             line += f"{of.get('dtype')}; {versions}"
@@ -92,7 +92,7 @@ def environment(comparison: Comparison) -> list[str]:
 
 def seeds(comparison: Comparison) -> str:
     """The seeds of all models, where they are known."""
-    found = ((one.figures.get("model") or {}).get("seed") for row in comparison.rows for one in row.members)
+    found = (one.model.get("seed") for row in comparison.rows for one in row.members)
     return ", ".join(map(str, sorted({seed for seed in found if seed is not None})))
 
 
@@ -134,7 +134,7 @@ def content(comparison: Comparison) -> dict:
             {"title": table, "conditions": conditions(comparison, found)} for table, found in by_table(comparison).items()
         ],
         "columns": [
-            {"key": column.key, "title": column.title, "table": column.table, "lower_is_better": column.lower,
+            {"key": column.key, "title": column.heading, "table": column.table, "lower_is_better": column.lower_is_better,
              "conditions": comparison.conditions[column.key]}
             for column in comparison.columns
         ],
@@ -199,19 +199,19 @@ def conditions(comparison: Comparison, found: Sequence[Column]) -> list[str]:
         of = comparison.conditions[column.key]
         if told := "; ".join(f"({letter}) {condition}" if letter else condition for letter, condition in of.items()):
             unlike = "unlike conditions, compared only where the letter is the same: " if len(of) > 1 else ""
-            lines.setdefault(unlike + told, []).append(column.title)
+            lines.setdefault(unlike + told, []).append(column.heading)
     return [f"{', '.join(titles)}: {told}" for told, titles in lines.items()]
 
 
 def _missing(comparison: Comparison) -> list[str]:
     lines = []
     for row in comparison.rows:
-        commands: dict[str, list[str]] = {}
+        commands: dict[str, dict[str, None]] = {}
         for column in comparison.columns:
             for command in comparison.cell(row, column).missing:
-                commands.setdefault(command, []).append(column.title)
-        lines += [f"- {label(row)}: {', '.join(titles)}: `{command}`\n" for command, titles in commands.items()]
-    return ["\n## Missing\n\nWhat would make each figure:\n\n", *lines] if lines else []
+                commands.setdefault(command, {})[column.heading] = None
+        lines += [f"- {label(row)}: {', '.join(headings)}: `{command}`\n" for command, headings in commands.items()]
+    return ["\n## Missing\n\nWhat would produce each figure:\n\n", *lines] if lines else []
 
 
 def _left_out(comparison: Comparison) -> list[str]:

@@ -16,6 +16,7 @@ from espnet_mla.common.files import write_text
 from espnet_mla.common.machine import processor
 from espnet_mla.models import caches
 from espnet_mla.models.encoding import encoder_of
+from espnet_mla.trained.describe import with_list
 from espnet_mla.trained.names import FIGURES_FILE
 
 GIGABYTE = 10**9
@@ -105,7 +106,7 @@ def conditions(device: str = "cpu", dtype: str = "float32") -> dict:
 
 
 def write(folder: Path, figures: Mapping) -> None:
-    """Leave them in the folder of an experiment."""
-    text = json.dumps(figures, indent=2)
+    """Write figures.json into the folder of an experiment: the figures, and the list that describes each of them."""
+    text = json.dumps(with_list(figures), indent=2)
     flat = re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), text)  # a list of numbers on one line
     write_text(folder / FIGURES_FILE, flat + "\n")

@@ -55,7 +55,7 @@ def test_of_several_baselines_each_row_takes_that_of_its_encoder(tmp_path, figur
     encoders = {"A": "conformer", "B": "branchformer", "C": "branchformer", "D": "transformer"}
     places = [experiment(tmp_path, figures, name, model__encoder=encoder) for name, encoder in encoders.items()]
     assert compare(places, ["A", "B"]).baselines == {"A": "A", "B": "B", "C": "B", "D": "A"}
-    with pytest.raises(UserError, match="--baseline E: compared are A, B, C, D"):
+    with pytest.raises(UserError, match="--baseline E: no such experiment; there are A, B, C, D"):
         compare(places, ["E"])
 
 

@@ -194,7 +194,7 @@ def test_speech_that_is_too_short_is_an_error_of_one_line(folder, capsys):
     assert said.startswith("error: --device cpu --dtype float32: ") and "too short" in said
 
 
-def test_a_model_whose_encoder_has_no_caches_is_not_said_to_keep_nothing(folder):
+def test_an_encoder_without_caches_has_no_figures_of_them(folder):
     import experiment
 
     config = yaml.safe_load((folder / "exp/asr_tiny/config.yaml").read_text())
@@ -217,7 +217,7 @@ def test_half_precision_is_measured_in_half_the_bytes(folder):
     assert found["kv_cache"]["encoder"]["bytes_per_frame"] == 2 * 8 * 2
 
 
-def test_a_streaming_models_latency_time_and_kept_bytes_are_measured_too(folder, capsys):
+def test_a_streaming_models_latency_time_and_state_are_measured_too(folder, capsys):
     experiment.add_variant("streaming", streaming={"chunk_size": 4, "left_chunks": 2})
     (folder / "wav.scp").write_text("utt speech.flac\n")
     given = ("--asr_model_file", "exp/asr_streaming/valid.acc.ave.pth", "--seconds", "1", "--beam_size", "1")
@@ -237,7 +237,7 @@ def test_a_streaming_models_latency_time_and_kept_bytes_are_measured_too(folder,
     assert re.search(r"latency, ms +196\n", printed) and f"{found['per_gigabyte']:,}\n" in printed
 
 
-def test_what_keeps_a_streaming_model_from_streaming_is_told_and_the_rest_is_measured(folder, capsys):
+def test_the_reason_why_a_model_cannot_be_streamed_is_logged_and_the_rest_is_measured(folder, capsys):
     experiment.add_variant("streaming", streaming={"chunk_size": 4, "left_chunks": 2})
     config = folder / "exp/asr_streaming/config.yaml"
     config.write_text(
@@ -246,5 +246,5 @@ def test_what_keeps_a_streaming_model_from_streaming_is_told_and_the_rest_is_mea
     (folder / "exp/asr_streaming/valid.acc.ave.pth").unlink()
     experiment.add_model(folder / "exp/asr_streaming")
     source = find(None, "exp/asr_streaming/valid.acc.ave.pth", None)
-    assert measuring.of_streams(source, [torch.rand(16000) - 0.5], "cpu", "float32") is None
-    assert "No stream can be heard: normalize: UtteranceMVN needs the whole utterance" in capsys.readouterr().out
+    assert measuring.stream_figures(source, [torch.rand(16000) - 0.5], "cpu", "float32") is None
+    assert "The model can't be streamed: normalize: UtteranceMVN needs the whole utterance" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Many models side by side: their figures.json read, seeds of one configuration joined, each figure against a baseline."""
+"""Many models side by side: figures.json read, seeds of one configuration joined, figures set against a baseline."""
 
 import json
 import os
@@ -90,7 +90,7 @@ class Cell:
     Args:
         value: the mean over seeds; None where it is missing for one of them.
         condition: what it was measured under.
-        missing: the commands that would make it.
+        missing: the commands that would produce it.
         deviation: the standard deviation over seeds (of a sample), where there are several.
         least, most: of several runs, or the interval of an error rate.
         difference: to the baseline, in per cent of it.
@@ -117,8 +117,7 @@ class Comparison:
 
     Args:
         baselines: of each row the one that it is compared with.
-        conditions: of each column, letter -> what its figures were measured under; the letter is empty where that is the
-            same for all.
+        conditions: of each column, letter -> what its figures were measured under; the letter is empty where all agree.
         left_out: folder of what could not be read -> why.
     """
 
@@ -134,12 +133,12 @@ class Comparison:
 
 
 def compare(folders: Sequence[Path], baselines: Sequence[str]) -> Comparison:
-    """Read the figures of each folder and set them side by side.
+    """Read the figures of each folder and compare them.
 
     Args:
         folders: of experiments.
-        baselines: names of experiments, or of their rows; a row is compared with the one of its own encoder, else with the
-            first. Where none is named, the first row is it.
+        baselines: names of experiments or rows; a row is compared with the one that has the same encoder, else with
+            the first. Without any, the first row is the baseline.
 
     Raises:
         UserError: a folder is missing or named twice, two experiments have one name, or a baseline is not among them.
@@ -242,7 +241,7 @@ def name_of(folder: Path) -> str:
 
 
 def _rows(experiments: Sequence[Experiment]) -> list[Row]:
-    """Join what differs by its seed alone; an order of its own each, where first met."""
+    """Join experiments that differ only in the seed; rows are in the order of their first experiments."""
     groups: dict[object, list[Experiment]] = {}
     for one in experiments:
         conf, encoder, file = (one.model.get(name) for name in ("conf", "encoder", "file"))
@@ -252,16 +251,16 @@ def _rows(experiments: Sequence[Experiment]) -> list[Row]:
     for members in groups.values():
         seeds = [one.model.get("seed") for one in members] if len(members) > 1 else [None]
         if len(set(seeds)) == len(members):
-            names = {without_seed(one.name) for one in members}
-            name = names.pop() if len(names) == 1 and len(members) > 1 else members[0].name
+            seedless = {without_seed(one.name) for one in members}
+            name = seedless.pop() if len(seedless) == 1 and len(members) > 1 else members[0].name
             rows.append(Row(name, members))
-        else:  # the same model twice is no second seed
+        else:  # copies of one model are not several seeds
             rows += [Row(one.name, [one]) for one in members]
     order = {one.name: place for place, one in enumerate(experiments)}
     rows.sort(key=lambda row: order[row.members[0].name])
-    taken = Counter(row.name for row in rows)
+    names = Counter(row.name for row in rows)
     for row in rows:
-        if taken[row.name] > 1:  # as a group that is called like a model without a seed
+        if names[row.name] > 1:  # a group may have the name of a model without a seed
             row.name = row.members[0].name
     return rows
 
@@ -269,7 +268,7 @@ def _rows(experiments: Sequence[Experiment]) -> list[Row]:
 def _baselines(rows: Sequence[Row], names: Sequence[str]) -> dict[str, str]:
     by_name = {name: row for row in rows for name in (row.name, *(one.name for one in row.members))}
     if wrong := [name for name in names if name_of(Path(name)) not in by_name]:
-        raise UserError(f"--baseline {wrong[0]}: compared are {', '.join(row.name for row in rows)}")
+        raise UserError(f"--baseline {wrong[0]}: no such experiment; there are {', '.join(row.name for row in rows)}")
     named = [by_name[name_of(Path(name))] for name in names] or rows[:1]
     return {row.name: next((one for one in named if one.encoder == row.encoder), named[0]).name for row in rows}
 
@@ -288,7 +287,7 @@ def _cell(row: Row, column: Column) -> Cell:
 
 
 def _mark(comparison: Comparison, column: Column) -> None:
-    """Say where conditions differ, and what is best under each."""
+    """Mark values measured under different conditions by letters, and the best value under each condition."""
     cells = [comparison.cell(row, column) for row in comparison.rows]
     present = [(cell.value, cell) for cell in cells if cell.value is not None]
     conditions = list(dict.fromkeys(cell.condition for _, cell in present))

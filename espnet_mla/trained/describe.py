@@ -2,8 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from espnet_mla.common.units import duration
@@ -120,12 +120,14 @@ def describe(figures: Mapping) -> list[Figure]:
     Raises:
         ValueError: something is not what they leave.
     """
-    lengths = sorted(section(figures, "encoder"), key=float)
-    return [
-        *_rates(figures),
-        *(figure for row in (*GENERAL, *OF_STREAMS) for figure in _figure(figures, *row)),
-        *(figure for length in lengths for row in OF_A_LENGTH for figure in _figure(figures, *row, length=length)),
-    ]
+    lengths, conditions = sorted(section(figures, "encoder"), key=float), _conditions(figures)
+    rows = [*GENERAL_ROWS, *STREAM_ROWS]
+    for length in lengths:
+        for path, condition, column in LENGTH_ROWS:
+            texts = {name: getattr(column, name).format(length) for name in ("key", "table")}
+            rows.append((path.format(length), condition, replace(column, **texts, seconds=float(length))))
+    optional = [_figure(figures, path, conditions[condition], column) for path, condition, column in rows]
+    return [*_rates(figures), *(figure for figure in optional if figure is not None)]
 
 
 def section(figures: Mapping, *path: str) -> Mapping:
@@ -135,34 +137,24 @@ def section(figures: Mapping, *path: str) -> Mapping:
         ValueError: something else stands there.
     """
     for depth, name in enumerate(path, 1):
-        found = figures.get(name)
-        if found is not None and not isinstance(found, Mapping):
-            raise ValueError(f"{'/'.join(path[:depth])} is {found!r:.60}, not an object")
-        figures = found or {}
+        part = figures.get(name)
+        if part is not None and not isinstance(part, Mapping):
+            raise ValueError(f"{'/'.join(path[:depth])} is {part!r:.60}, not an object")
+        figures = part or {}
     return figures
 
 
-def _figure(
-    figures: Mapping, path: str, condition: Callable[[Mapping], str], column: Column, length: str = ""
-) -> Iterator[Figure]:
-    """The figure that stands at a path; nothing where there is none.
-
-    Args:
-        length: of speech, in seconds, for a column of that.
-    """
-    *above, last = path.format(length).split("/")
-    of = section(figures, *above)
-    if of.get(last) is None:
-        return
-    described = vars(column)
-    if length:
-        filled = {name: getattr(column, name).format(length) for name in ("key", "table")}
-        described = {**described, **filled, "seconds": float(length)}
+def _figure(figures: Mapping, path: str, condition: str, column: Column) -> Figure | None:
+    """The figure that stands at a path; None where there is none."""
+    *above, last = path.split("/")
+    siblings = section(figures, *above)
+    if siblings.get(last) is None:
+        return None
     runs = {}
-    if last in ("seconds", "real_time_factor") and None not in (of.get("least"), of.get("most")):
-        audio = of["audio_seconds"] if last == "real_time_factor" else 1
-        runs = {name: of[name] / audio for name in ("least", "most")}
-    yield Figure(**described, value=of[last], condition=condition(figures), **runs)
+    if last in ("seconds", "real_time_factor") and None not in (siblings.get("least"), siblings.get("most")):
+        audio = siblings.get("audio_seconds") if last == "real_time_factor" else 1
+        runs = {name: siblings[name] / audio for name in ("least", "most")}
+    return Figure(**vars(column), value=siblings[last], condition=condition, **runs)
 
 
 def _rates(figures: Mapping) -> Iterator[Figure]:
@@ -171,15 +163,14 @@ def _rates(figures: Mapping) -> Iterator[Figure]:
     scored = {(name, decoding) for decoding in decodings for name in section(decodings, decoding)}
     for kind in KINDS:
         for name, decoding in sorted(scored):
-            of_set = section(decodings, decoding, name)
-            if rate := section(of_set, kind):
-                same = hashlib.sha256(repr((of_set["utterances"], rate["words"])).encode()).hexdigest()[:6]
-                condition = (
-                    f"{decoding}, {len(of_set['utterances'])} utterances of {sum(rate['words'])} words ({same}), "
-                    f"trained on {_corpus(figures)}"
-                )
-                described = vars(rate_column(kind, name))
-                yield Figure(**described, value=rate["rate"], condition=condition, decoding=decoding)
+            scores = section(decodings, decoding, name)
+            if rate := section(scores, kind):
+                utterances, words = scores.get("utterances") or [], rate.get("words") or []
+                digest = hashlib.sha256(repr((utterances, words)).encode()).hexdigest()[:6]
+                speech = f"{len(utterances)} utterances of {sum(words)} words ({digest})"
+                condition = f"{decoding}, {speech}, trained on {_corpus(figures)}"
+                described = {**vars(rate_column(kind, name)), "decoding": decoding}
+                yield Figure(**described, value=rate.get("rate", math.nan), condition=condition)
 
 
 def rate_column(kind: str, test_set: str) -> Column:
@@ -187,59 +178,46 @@ def rate_column(kind: str, test_set: str) -> Column:
     return Column(f"{kind}.{test_set}", f"{kind.upper()} {test_set}", RATES, "%", ".2f", source="scoring")
 
 
-def _none(_figures: Mapping) -> str:
-    return ""
-
-
-def _dtype(figures: Mapping) -> str:
-    return str(section(figures, "measured_with").get("dtype"))
-
-
-def _machine(figures: Mapping) -> str:
-    of = section(figures, "measured_with")
-    on = of.get("device") if of.get("device") != "cpu" else f"{of.get('machine')}, {of.get('cores')} cores"
-    torch = section(of, "versions").get("torch")
-    return f"{on}, {of.get('threads')} threads, {of.get('dtype')}, PyTorch {torch}"
-
-
-def _chunks(figures: Mapping) -> str:
-    of = section(figures, "streaming")
-    left = of.get("left_chunks")
-    context = "all chunks" if left == -1 else f"{left} chunks"
-    return f"chunks of {of.get('chunk_size')} frames, {context} of left context, {_dtype(figures)}"
-
-
-def _chunks_on_machine(figures: Mapping) -> str:
-    return f"{_chunks(figures)}; {_machine(figures)}"
-
-
-def _decoding(figures: Mapping) -> str:
-    of = section(figures, "decoding")
-    options = ", ".join(f"{name} {value}" for name, value in section(of, "options").items())
-    return f"{of.get('utterances')} utterances, {of.get('audio_seconds')} s, {options}; {_machine(figures)}"
+def _conditions(figures: Mapping) -> dict[str, str]:
+    """What figures can depend on, by the names in the tables below."""
+    measured, training = section(figures, "measured_with"), section(figures, "training")
+    streaming, decoding = section(figures, "streaming"), section(figures, "decoding")
+    dtype, cpu = measured.get("dtype"), f"{measured.get('machine')}, {measured.get('cores')} cores"
+    device = cpu if measured.get("device") == "cpu" else measured.get("device")
+    torch = section(measured, "versions").get("torch")
+    machine = f"{device}, {measured.get('threads')} threads, {dtype}, PyTorch {torch}"
+    left = "all" if streaming.get("left_chunks") == -1 else streaming.get("left_chunks")
+    chunks = f"chunks of {streaming.get('chunk_size')} frames, {left} chunks of left context, {dtype}"
+    options = ", ".join(f"{name} {value}" for name, value in section(decoding, "options").items())
+    trainer = training.get("running_on") or "a machine that the log does not name"
+    speech = f"{decoding.get('utterances')} utterances, {decoding.get('audio_seconds')} s"
+    return {
+        "": "",
+        "dtype": str(dtype),
+        "machine": machine,
+        "chunks": chunks,
+        "chunks, machine": f"{chunks}; {machine}",
+        "decoding": f"{speech}, {options}; {machine}",
+        "training": f"trained on {_corpus(figures)}, by {trainer}",
+    }
 
 
 def _corpus(figures: Mapping) -> str:
-    of = section(figures, "model")
-    utterances = f" ({of['training_utterances']} utterances)" if of.get("training_utterances") else ""
-    return f"{of.get('training_set')}{utterances}"
+    model = section(figures, "model")
+    utterances = f" ({model['training_utterances']} utterances)" if model.get("training_utterances") else ""
+    return f"{model.get('training_set')}{utterances}"
 
 
-def _training(figures: Mapping) -> str:
-    on = section(figures, "training").get("running_on") or "a machine that the log does not name"
-    return f"trained on {_corpus(figures)}, by {on}"
+Row = tuple[str, str, Column]
+"""Where a figure stands in figures.json, what it depends on (of `_conditions`), and what it is."""
 
-
-Row = tuple[str, Callable[[Mapping], str], Column]
-"""Where a figure stands in figures.json, what it depends on, and what it is."""
-
-GENERAL: tuple[Row, ...] = (
+GENERAL_ROWS: tuple[Row, ...] = (
     *(
-        (f"parameters/{part}", _none, Column(f"parameters.{part}", f"parameters, {part}", SIZE, "M", ".2f"))
+        (f"parameters/{part}", "", Column(f"parameters.{part}", f"parameters, {part}", SIZE, "M", ".2f"))
         for part in ("all", "encoder", "decoder", "attention")
     ),
     *(
-        (f"kv_cache/{part}/{name}", _dtype,
+        (f"kv_cache/{part}/{name}", "dtype",
          Column(f"kv.{part}.{name}", title, SIZE, unit, ",.0f", None if name == "fixed_bytes" else True))
         for part, name, title, unit in (
             ("encoder", "bytes_per_frame", "encoder", "bytes a frame"),
@@ -249,35 +227,35 @@ GENERAL: tuple[Row, ...] = (
             ("decoder_src", "bytes_per_second", "decoder source", "bytes a second"),
         )
     ),
-    (BYTES, _dtype, Column(BYTES, "encoder and decoder source", SIZE, "bytes a second", ",.0f")),
-    ("decoding/seconds", _decoding, Column("decoding_seconds", "decoding", TIME, "s", ".3f")),
-    ("decoding/real_time_factor", _decoding, Column("decoding_rtf", "decoding", TIME, "RTF", ".4f")),
-    ("training/seconds", _training, Column("training_seconds", "training", TIME, DURATION, source="training")),
-    ("training/epochs", _training,
+    (BYTES, "dtype", Column(BYTES, "encoder and decoder source", SIZE, "bytes a second", ",.0f")),
+    ("decoding/seconds", "decoding", Column("decoding_seconds", "decoding", TIME, "s", ".3f")),
+    ("decoding/real_time_factor", "decoding", Column("decoding_rtf", "decoding", TIME, "RTF", ".4f")),
+    ("training/seconds", "training", Column("training_seconds", "training", TIME, DURATION, source="training")),
+    ("training/epochs", "training",
      Column("training_epochs", "epochs", TIME, "", "g", lower_is_better=None, source="training")),
 )  # fmt: skip
-OF_STREAMS: tuple[Row, ...] = tuple(
+STREAM_ROWS: tuple[Row, ...] = tuple(
     (f"streaming/{path}", condition,
      Column(f"stream.{key}", title, STREAMS, unit, form, lower_is_better=key != "per_gigabyte", source="streaming"))
     for path, condition, key, title, unit, form in (
-        ("latency_ms", _none, "latency", "latency", "ms", "g"),
-        ("bytes", _chunks, "bytes", "state of a stream", "MB", ".3f"),
-        ("per_gigabyte", _chunks, "per_gigabyte", "streams in a GB", "", ",.0f"),
-        ("chunk/seconds", _chunks_on_machine, "chunk_seconds", "a chunk", "s", ".3f"),
-        ("chunk/real_time_factor", _chunks_on_machine, "chunk_rtf", "a chunk", "RTF", ".4f"),
+        ("latency_ms", "", "latency", "latency", "ms", "g"),
+        ("bytes", "chunks", "bytes", "state of a stream", "MB", ".3f"),
+        ("per_gigabyte", "chunks", "per_gigabyte", "streams in a GB", "", ",.0f"),
+        ("chunk/seconds", "chunks, machine", "chunk_seconds", "a chunk", "s", ".3f"),
+        ("chunk/real_time_factor", "chunks, machine", "chunk_rtf", "a chunk", "RTF", ".4f"),
     )
 )  # fmt: skip
-OF_A_LENGTH: tuple[Row, ...] = (
-    ("cache/{}/bytes", _dtype, Column("cache.{}", "caches", SPEECH, "MB", ".2f")),
-    ("cache/{}/per_gigabyte", _dtype,
+LENGTH_ROWS: tuple[Row, ...] = (
+    ("cache/{}/bytes", "dtype", Column("cache.{}", "caches", SPEECH, "MB", ".2f")),
+    ("cache/{}/per_gigabyte", "dtype",
      Column("per_gigabyte.{}", "streams in a GB", SPEECH, "", ",.0f", lower_is_better=False)),
-    ("peak_memory/{}/encoder", _machine, Column("memory.{}", "peak memory of the encoder", SPEECH, "MB", ".2f")),
-    ("encoder/{}/seconds", _machine, Column("encoder_seconds.{}", "encoder", SPEECH, "s", ".3f")),
-    ("encoder/{}/real_time_factor", _machine, Column("encoder_rtf.{}", "encoder", SPEECH, "RTF", ".4f")),
+    ("peak_memory/{}/encoder", "machine", Column("memory.{}", "peak memory of the encoder", SPEECH, "MB", ".2f")),
+    ("encoder/{}/seconds", "machine", Column("encoder_seconds.{}", "encoder", SPEECH, "s", ".3f")),
+    ("encoder/{}/real_time_factor", "machine", Column("encoder_rtf.{}", "encoder", SPEECH, "RTF", ".4f")),
 )  # fmt: skip
 
 EXPECTED = (
     *(rate_column(kind, name) for kind in KINDS for name in ("test_clean", "test_other")),
-    *(column for _, _, column in GENERAL),
+    *(column for _, _, column in GENERAL_ROWS),
 )
 """What a comparison names as missing even if no model has it."""

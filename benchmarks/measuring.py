@@ -88,6 +88,8 @@ def _line(name: str, timed: dict, again: dict) -> str:
 
 def compare(folder: Path, figures: dict) -> float:
     """Seconds that a comparison of 24 experiments takes."""
+    from espnet_mla.trained.figures import write
+
     rng = np.random.default_rng(0)
     places = []
     for number in range(EXPERIMENTS):
@@ -101,7 +103,7 @@ def compare(folder: Path, figures: dict) -> float:
         place = folder / f"model{number}"
         place.mkdir()
         named = figures["model"] | {"name": place.name, "conf": place.name}
-        (place / "figures.json").write_text(json.dumps(figures | {"model": named, "scores": {"decode_asr": sets}}))
+        write(place, figures | {"model": named, "scores": {"decode_asr": sets}})
         places.append(str(place))
     began = time.perf_counter()
     command = [sys.executable, "-m", "espnet_mla.cli", "compare", *places, "--output", str(folder / "results")]

@@ -4,6 +4,8 @@ import copy
 import json
 from pathlib import Path
 
+from espnet_mla.trained.describe import LISTED
+from espnet_mla.trained.figures import write
 from espnet_mla.trained.names import FIGURES_FILE
 
 SECONDS = ("1", "2")
@@ -37,8 +39,21 @@ def experiment(folder: Path, figures: dict | None, name: str, **changes: object)
             del at[last]
         else:
             at[last] = value
-    (place / FIGURES_FILE).write_text(json.dumps(figures))
+    write(place, figures)
     return place
+
+
+def without_list(place: Path, **changes: object) -> None:
+    """Make the figures.json of an experiment one of before figures were listed in it, some of its content changed."""
+    content = json.loads((place / FIGURES_FILE).read_text())
+    del content[LISTED]
+    for path, value in changes.items():
+        *above, last = path.split("__")
+        at = content
+        for key in above:
+            at = at[key]
+        at[last] = value
+    (place / FIGURES_FILE).write_text(json.dumps(content))
 
 
 def scored(errors: list[int], words: list[int]) -> dict:

@@ -29,9 +29,9 @@ def test_bad_input_leaves_what_is_there(tmp_path, figures, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "RESULTS.md").write_text("earlier")
     assert compare.main([str(place), str(tmp_path / "nowhere"), "--output", str(tmp_path / "out")]) == 1
-    assert "nowhere is no folder of an experiment" in capsys.readouterr().err
+    assert "nowhere is not the folder of an experiment" in capsys.readouterr().err
     assert compare.main([str(place), "--output", str(tmp_path / "out"), "--baseline", "C"]) == 1
-    assert "--baseline C: compared are A" in capsys.readouterr().err
+    assert "--baseline C: no such experiment; there are A" in capsys.readouterr().err
     assert (tmp_path / "out" / "RESULTS.md").read_text() == "earlier"
 
 

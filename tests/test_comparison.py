@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
-from profiled import experiment, scored
+from profiled import experiment, scored, without_list
 
 from espnet_mla.common.errors import UserError
 from espnet_mla.measure.comparison import compare
@@ -53,7 +55,7 @@ def test_of_several_baselines_each_row_takes_that_of_its_encoder(tmp_path, figur
     encoders = {"A": "conformer", "B": "branchformer", "C": "branchformer", "D": "transformer"}
     places = [experiment(tmp_path, figures, name, model__encoder=encoder) for name, encoder in encoders.items()]
     assert compare(places, ["A", "B"]).baselines == {"A": "A", "B": "B", "C": "B", "D": "A"}
-    with pytest.raises(UserError, match="--baseline E: compared are A, B, C, D"):
+    with pytest.raises(UserError, match="--baseline E: no such experiment; there are A, B, C, D"):
         compare(places, ["E"])
 
 
@@ -143,17 +145,48 @@ def test_missing_figures_are_missing_with_the_command_that_would_make_them(tmp_p
 )  # fmt: skip
 def test_broken_figures_are_named_and_left_out(tmp_path, figures, change):
     whole, broken = experiment(tmp_path, figures, "A"), experiment(tmp_path, figures, "B")
-    found = json.loads((broken / "figures.json").read_text())
-    for path, value in change.items():
-        *above, last = path.split("__")
-        at = found
-        for key in above:
-            at = at[key]
-        at[last] = value
-    (broken / "figures.json").write_text(json.dumps(found))
+    without_list(broken, **change)
     comparison = compare([whole, broken], [])
     assert [row.name for row in comparison.rows] == ["A"]
     assert list(comparison.left_out) == [str(broken)] and "figures.json is broken: " in comparison.left_out[str(broken)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"value": "fast"}, "value of parameters.all is 'fast', not a number of at least 0"),
+        ({"value": None}, "value of parameters.all is None"), ({"least": -1.0}, "least of parameters.all is -1.0"),
+        ({"format": "%d"}, "Invalid format specifier"), ({"key": ["a"]}, "key of ['a'] is ['a'], not a text"), (None, "figures: "),
+    ],
+)  # fmt: skip
+def test_an_entry_that_is_no_figure_is_named_and_its_model_left_out(tmp_path, figures, change, message):
+    whole, broken = experiment(tmp_path, figures, "A"), experiment(tmp_path, figures, "B")
+    content = json.loads((broken / "figures.json").read_text())
+    entry = next(one for one in content["figures"] if one["key"] == "parameters.all")
+    content["figures"] = [entry | change if change else 5]
+    (broken / "figures.json").write_text(json.dumps(content))
+    comparison = compare([whole, broken], [])
+    assert [row.name for row in comparison.rows] == ["A"] and message in comparison.left_out[str(broken)]
+
+
+def test_figures_of_before_they_were_listed_are_compared_the_same_way(tmp_path, figures):
+    places = [experiment(tmp_path, figures, name) for name in ("A", "B")]
+    listed = compare(places, [])
+    for place in places:
+        without_list(place)
+    assert compare(places, []) == replace(listed, rows=ANY) and len(listed.cells) > 40
+
+
+def test_a_figure_that_only_the_file_knows_is_a_column_where_the_file_has_it(tmp_path, figures):
+    places = [experiment(tmp_path, figures, name) for name in ("A", "B")]
+    for place, watts in zip(places, (30.0, 20.0), strict=True):
+        content = json.loads((place / "figures.json").read_text())
+        power = {"key": "power", "title": "power", "table": "Energy", "unit": "W", "format": ".1f", "value": watts}
+        content["figures"].insert(1, {**power, "lower_is_better": True, "condition": "at 20 degrees"})
+        (place / "figures.json").write_text(json.dumps(content))
+    found = compare(places, [])
+    assert found.columns[1].heading == "power, W" and found.conditions["power"] == {"": "at 20 degrees"}
+    assert cell(found, "B", "power").best and cell(found, "B", "power").difference == pytest.approx(-100 / 3)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00\xff"])
@@ -172,7 +205,7 @@ def test_two_experiments_of_one_name_are_refused(tmp_path, figures):
     with pytest.raises(UserError, match="exp/A is named twice"):
         compare([first, first], [])
     shutil.rmtree(second)
-    with pytest.raises(UserError, match="is no folder of an experiment"):
+    with pytest.raises(UserError, match="is not the folder of an experiment"):
         compare([first, second], [])
 
 

@@ -45,7 +45,7 @@ def test_a_conf_builds_a_model_of_the_size_and_the_cache_that_readme_says(archit
         assert attention.name == kind
         assert attention.project_kv(torch.randn(1, 5, 256)).nbytes_per_frame == 4 * KEPT[kind]
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[architecture][kind]
-    kept = figures.of_model(model.eval(), 16000)["kv_cache"]["encoder"]
+    kept = figures.model_figures(model.eval(), 16000)["kv_cache"]["encoder"]
     assert kept["bytes_per_frame"] == 12 * 4 * KEPT[kind] and kept["bytes_per_second"] == 25 * 12 * 4 * KEPT[kind]
     assert kept["fixed_bytes"] == (12 * 4 * STATE if kind == "linear" else 0)
 

@@ -39,7 +39,7 @@ def model(kind, conf, **decoder_conf):
 @pytest.mark.parametrize("kind", KEPT)
 def test_bytes_of_caches_are_those_of_the_table(kind):
     conf, numbers = KEPT[kind]
-    cache = figures.of_model(model(kind, conf), 16000)["kv_cache"]
+    cache = figures.model_figures(model(kind, conf), 16000)["kv_cache"]
     assert cache["encoder"]["attention"] == kind
     assert cache["encoder"]["bytes_per_frame"] == 4 * numbers * LAYERS
     assert cache["encoder"]["bytes_per_second"] == 25 * 4 * numbers * LAYERS  # a frame is 40 ms
@@ -51,13 +51,13 @@ def test_bytes_of_caches_are_those_of_the_table(kind):
 
 def test_a_latent_decoder_is_counted():
     choice = {"src_attention_layer_type": "mla", "src_attention_conf": {"kv_lora_rank": 5}}
-    cache = figures.of_model(model("mha", {}, **choice), 16000)["kv_cache"]
+    cache = figures.model_figures(model("mha", {}, **choice), 16000)["kv_cache"]
     assert (cache["decoder_src"]["attention"], cache["decoder_src"]["bytes_per_frame"]) == ("mla", 4 * 5)
 
 
 def test_parameters_are_counted_by_part():
     built = model("mla", {"kv_lora_rank": 6})
-    counted = figures.of_model(built, 16000)["parameters"]
+    counted = figures.model_figures(built, 16000)["parameters"]
     assert counted["all"] == sum(parameter.numel() for parameter in built.parameters())
     assert counted["encoder"] == sum(parameter.numel() for parameter in built.encoder.parameters())
     attentions = [layer.self_attn for layer in built.encoder.encoders]
@@ -66,7 +66,7 @@ def test_parameters_are_counted_by_part():
 
 
 def test_figures_say_what_they_were_measured_with(tmp_path):
-    figures.write(tmp_path, figures.of_model(model("mha", {}), 16000))
+    figures.write(tmp_path, figures.model_figures(model("mha", {}), 16000))
     conditions = json.loads((tmp_path / "figures.json").read_text())["measured_with"]
     assert conditions["threads"] == torch.get_num_threads()
     assert conditions["versions"]["torch"].startswith(torch.__version__.split("+")[0])

@@ -32,7 +32,7 @@ def test_every_model_is_a_point_of_every_plot_that_shows_its_figures(tmp_path, f
     comparison, found = drawn(tmp_path, figures, "ABC")
     assert list(found) == ["wer_against_kv_bytes", "cache_against_length", "real_time_factor", "training_time"]
     number = {"wer_against_kv_bytes": 2, "cache_against_length": 2, "real_time_factor": 3, "training_time": 1}
-    titles = {column.title: column for column in comparison.columns}
+    titles = {column.heading: column for column in comparison.columns}
     for name, plot in found.items():
         assert plot.png.startswith(b"\x89PNG")
         ids = {element.get("id") for element in ElementTree.fromstring(plot.svg).iter()}
@@ -40,7 +40,7 @@ def test_every_model_is_a_point_of_every_plot_that_shows_its_figures(tmp_path, f
         for point in plot.points.values():
             row = next(row for row in comparison.rows if row.name == point["model"])
             for title, shown in point["figures"].items():
-                cells = [comparison.cell(row, column) for column in comparison.columns if column.title == title]
+                cells = [comparison.cell(row, column) for column in comparison.columns if column.heading == title]
                 assert shown in [tables.format_cell(cell, titles[title]) for cell in cells]
 
 
@@ -82,7 +82,7 @@ def test_what_was_scored_under_other_conditions_is_hollow_and_not_in_the_front(t
         "decode_asr": {name: scored([0, 0], [4, 4]) for name in ("test_clean", "test_other")}}}  # fmt: skip
     places.append(experiment(tmp_path, figures, "C", **better))
     plot = {plot.name: plot for plot in plots.draw(compare(places, []))}["wer_against_kv_bytes"]
-    assert plot.title.endswith("hollow: under other conditions than (a)")
+    assert plot.title.endswith("hollow: measured under other conditions than (a)")
     point = next(name for name, point in plot.points.items() if point["model"] == "C")
     assert "fill: #ffffff" in plot.svg.split(f'id="{point}"')[1].split("</g>")[0]
     plain = {plot.name: plot for plot in plots.draw(compare(places[:2], []))}["wer_against_kv_bytes"]

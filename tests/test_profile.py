@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_every_figure_is_measured_written_and_printed(folder, capsys):
     decoded(folder, "decode_asr_asr_model_latest")  # of another model
     (folder / "exp/asr_tiny/train.log").write_text(profiled.TRAIN_LOG)
     assert profiled.profile(folder) == 0
-    found, shown = read(folder), capsys.readouterr().out
+    found, printed = read(folder), capsys.readouterr().out
 
     assert found["model"]["encoder"] == "branchformer" and found["model"]["name"] == "asr_tiny"
     assert found["kv_cache"]["encoder"] == {
@@ -76,8 +77,25 @@ def test_every_figure_is_measured_written_and_printed(folder, capsys):
     assert of_set["utterances"] == ["s-s-a", "s-s-b"]
     assert found["measured_with"]["threads"] == torch.get_num_threads()
     assert found["measured_with"]["speech"] == "wav.scp"
-    for told in ("encoder, mla", "peak memory, encoder", "real-time factor", "3 epochs", "WER 33.33 %", "beam_size 2"):
-        assert told in shown, told
+    for figure in ("attention: encoder mla", "peak memory of the encoder, MB", "encoder, RTF", "beam_size 2"):
+        assert figure in printed, figure
+    assert re.search(r"epochs +3\n", printed) and re.search(r"WER test, % +33\.33\n", printed)
+
+
+def test_every_figure_says_what_it_is(folder):
+    decoded(folder, "decode_asr_asr_model_valid.acc.ave")
+    assert profiled.profile(folder) == 0
+    found = read(folder)
+    listed = {one["key"]: one for one in found["figures"]}
+    timed, machine = found["encoder"]["2"], f"{torch.get_num_threads()} threads, float32, PyTorch "
+    assert machine in listed["encoder_seconds.2"].pop("condition")
+    assert listed["encoder_seconds.2"] == {
+        "key": "encoder_seconds.2", "title": "encoder", "table": "Speech of 2 s", "unit": "s", "format": ".3f",
+        "lower_is_better": True, "source": "profile", "seconds": 2.0,
+        "value": timed["seconds"], "least": timed["least"], "most": timed["most"],
+    }  # fmt: skip
+    assert listed["wer.test"]["value"] == 33.33 and listed["wer.test"]["decoding"] == "decode_asr"
+    assert listed["kv.encoder.fixed_bytes"]["lower_is_better"] is None
 
 
 def test_a_rerun_replaces_the_figures_and_a_failing_one_leaves_them(folder, capsys):
@@ -98,9 +116,9 @@ def test_without_speech_noise_is_encoded_and_decoding_is_missing(folder, capsys)
     assert (
         found["measured_with"]["speech"] == "noise" and "decoding" not in found and found["encoder"]["1"]["seconds"] > 0
     )
-    shown = capsys.readouterr().out
-    assert "decoding: missing, --wav_scp names no speech" in shown
-    assert "WER, CER: missing" in shown and "training: missing" in shown
+    printed = capsys.readouterr().out
+    assert "Missing: decoding, s, decoding, RTF: --wav_scp names no speech" in printed
+    assert "CER test_other, %: nothing was scored" in printed and "epochs: no train.log" in printed
 
 
 def test_an_archive_of_the_model_zoo_is_profiled_too(archive, recipe, tmp_path, monkeypatch):
@@ -176,7 +194,7 @@ def test_speech_that_is_too_short_is_an_error_of_one_line(folder, capsys):
     assert said.startswith("error: --device cpu --dtype float32: ") and "too short" in said
 
 
-def test_a_model_whose_encoder_has_no_caches_is_not_said_to_keep_nothing(folder):
+def test_an_encoder_without_caches_has_no_figures_of_them(folder):
     import experiment
 
     config = yaml.safe_load((folder / "exp/asr_tiny/config.yaml").read_text())
@@ -199,7 +217,7 @@ def test_half_precision_is_measured_in_half_the_bytes(folder):
     assert found["kv_cache"]["encoder"]["bytes_per_frame"] == 2 * 8 * 2
 
 
-def test_a_streaming_models_latency_time_and_kept_bytes_are_measured_too(folder, capsys):
+def test_a_streaming_models_latency_time_and_state_are_measured_too(folder, capsys):
     experiment.add_variant("streaming", streaming={"chunk_size": 4, "left_chunks": 2})
     (folder / "wav.scp").write_text("utt speech.flac\n")
     given = ("--asr_model_file", "exp/asr_streaming/valid.acc.ave.pth", "--seconds", "1", "--beam_size", "1")
@@ -214,12 +232,12 @@ def test_a_streaming_models_latency_time_and_kept_bytes_are_measured_too(folder,
     assert found["per_gigabyte"] == 10**9 // found["bytes"]
     chunk = found["chunk"]
     assert 0 < chunk["least"] <= chunk["seconds"] <= chunk["most"] and chunk["audio_seconds"] == 0.16
-    shown = capsys.readouterr().out
-    assert "stream: chunks of 4 frames, 2 before them: latency 196 ms (160 ms, and 36 ms ahead)" in shown
-    assert f"{found['per_gigabyte']} streams in a gigabyte" in shown
+    printed = capsys.readouterr().out
+    assert "chunks of 4 frames, 2 chunks of left context, float32" in printed
+    assert re.search(r"latency, ms +196\n", printed) and f"{found['per_gigabyte']:,}\n" in printed
 
 
-def test_what_keeps_a_streaming_model_from_streaming_is_told_and_the_rest_is_measured(folder, capsys):
+def test_the_reason_why_a_model_cannot_be_streamed_is_logged_and_the_rest_is_measured(folder, capsys):
     experiment.add_variant("streaming", streaming={"chunk_size": 4, "left_chunks": 2})
     config = folder / "exp/asr_streaming/config.yaml"
     config.write_text(
@@ -228,5 +246,5 @@ def test_what_keeps_a_streaming_model_from_streaming_is_told_and_the_rest_is_mea
     (folder / "exp/asr_streaming/valid.acc.ave.pth").unlink()
     experiment.add_model(folder / "exp/asr_streaming")
     source = find(None, "exp/asr_streaming/valid.acc.ave.pth", None)
-    assert measuring.of_streams(source, [torch.rand(16000) - 0.5], "cpu", "float32") is None
-    assert "No stream can be heard: normalize: UtteranceMVN needs the whole utterance" in capsys.readouterr().out
+    assert measuring.stream_figures(source, [torch.rand(16000) - 0.5], "cpu", "float32") is None
+    assert "The model can't be streamed: normalize: UtteranceMVN needs the whole utterance" in capsys.readouterr().out

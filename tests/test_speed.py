@@ -12,13 +12,13 @@ from espnet_mla.models.encoding import encoder_of
 
 def test_speech_of_a_length_is_the_utterances_one_after_the_other():
     first, second = torch.arange(3.0), torch.arange(10.0, 12.0)
-    assert speed.of_length([first, second], 7).tolist() == [0, 1, 2, 10, 11, 0, 1]
-    assert speed.of_length([first, second], 2).tolist() == [0, 1]
+    assert speed.speech_of_length([first, second], 7).tolist() == [0, 1, 2, 10, 11, 0, 1]
+    assert speed.speech_of_length([first, second], 2).tolist() == [0, 1]
 
 
 def test_seconds_are_the_median_of_runs_and_their_spread_is_told():
     pauses = iter([0.03, 0.01, 0.02] + [0.02] * 7)
-    found = speed.timed(lambda: time.sleep(next(pauses)), "cpu", 2.0)
+    found = speed.measure_time(lambda: time.sleep(next(pauses)), "cpu", 2.0)
     assert found["runs"] == 10
     assert 0.01 <= found["least"] < 0.02 <= found["seconds"] < 0.03 <= found["most"]
     assert found["real_time_factor"] == found["seconds"] / 2.0
@@ -28,7 +28,7 @@ def test_seconds_are_the_median_of_runs_and_their_spread_is_told():
 def test_what_takes_long_is_timed_less_often(monkeypatch, seconds, runs):
     clock = iter(n * seconds for n in range(100))
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    assert speed.timed(lambda: None, "cpu", 1.0)["runs"] == runs
+    assert speed.measure_time(lambda: None, "cpu", 1.0)["runs"] == runs
 
 
 def test_the_encoder_runs_alone_and_gives_what_it_gives_within_the_model():

@@ -70,7 +70,7 @@ def _convert(options: argparse.Namespace, spec: ConversionSpec) -> None:
             **result.record,
         }
         (folder / CONVERSION_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        figures.write(folder, figures.of_model(result.model, source.fs))
+        figures.write(folder, figures.model_figures(result.model, source.fs))
     print(result.table())
     log(f"{place} is complete: {place / experiment.MODEL} ({time.monotonic() - began:.0f} seconds)")
 

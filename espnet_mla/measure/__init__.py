@@ -1,1 +1,1 @@
-"""What a model costs: its figures, measured, and from what."""
+"""What a model costs: profiling one model, comparing many."""

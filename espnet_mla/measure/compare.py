@@ -1,4 +1,4 @@
-"""espnet-mla compare: what was measured of many models, side by side."""
+"""espnet-mla compare: the figures of many models side by side."""
 
 import argparse
 import sys
@@ -9,10 +9,10 @@ from espnet_mla.common.errors import UserError
 from espnet_mla.common.files import replacing, write_text
 
 DESCRIPTION = """\
-Set the figures of experiments side by side, from the figures.json that espnet-mla profile has left in each: RESULTS.md,
-comparison.csv, comparison.json, plots (PNG and SVG), and report.html, one file with sortable tables. Experiments that
-differ by their seed alone are one row. What is missing is named with the command that would make it. A figures.json that
-can't be read is named and left out, and the exit status is then 1.
+Compare experiments by the figures.json that espnet-mla profile has written into each: RESULTS.md, comparison.csv,
+comparison.json, plots (PNG and SVG), and report.html, one file with sortable tables. Experiments that differ only in
+the seed become one row. What is missing is listed with the command that produces it. A figures.json that can't be read
+is reported and left out, and the exit status is then 1.
 """
 
 
@@ -39,7 +39,7 @@ def _compare(folders: Sequence[Path], baselines: Sequence[str], output: Path) ->
     for why in comparison.left_out.values():
         print(f"error: {why}; it is left out", file=sys.stderr)
     drawn = plots.draw(comparison)
-    for name in {name for name, *_ in plots.PLOTS} - {plot.name for plot in drawn}:  # of an earlier comparison
+    for name in {name for name, *_ in plots.PLOTS} - {plot.name for plot in drawn}:  # left by an earlier comparison
         for kind in ("svg", "png"):
             (output / f"{name}.{kind}").unlink(missing_ok=True)
     write_text(output / "RESULTS.md", tables.markdown(comparison, {f"{plot.name}.png": plot.title for plot in drawn}))
@@ -58,15 +58,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="espnet-mla compare", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("experiments", metavar="FOLDER", nargs="+", help="of experiments, as exp/A exp/B")
+    parser.add_argument("experiments", metavar="FOLDER", nargs="+", help="of experiments, such as exp/A exp/B")
     parser.add_argument(
-        "--output", metavar="FOLDER", required=True, help="for the comparison; what is there is replaced"
+        "--output", metavar="FOLDER", required=True, help="for the comparison; existing files are replaced"
     )
     parser.add_argument(
         "--baseline",
         metavar="NAME",
         nargs="+",
         default=[],
-        help="experiments that the others are compared with: of several, each by that of its own encoder (default: the first)",
+        help="experiments to compare the others with, each with the one of the same encoder (default: the first)",
     )
     return parser

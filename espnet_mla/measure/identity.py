@@ -1,4 +1,4 @@
-"""Who a model is: its name, what it was trained on, and which models differ from it by the seed alone."""
+"""What identifies a model: its name, its training set, and a digest shared by models that differ only in the seed."""
 
 import hashlib
 import json
@@ -10,23 +10,23 @@ from espnet_mla.measure.names import without_seed
 from espnet_mla.trained.model import Source
 from espnet_mla.trained.names import CONVERSION_FILE
 
-OF_A_RUN = (
+RUN_OPTIONS = (
     "config", "output_dir", "seed", "ngpu", "num_workers", "log_level", "log_interval", "version", "distributed",
     "print_config", "dry_run", "resume", "use_matplotlib", "use_tensorboard", "num_att_plot",
 )  # fmt: skip
-"""Keys of a configuration that say how a model was run, not what it is."""
+"""Keys of a configuration that say how the training was run, not what the model is."""
 
 
 def figures(source: Source, name: str) -> dict:
-    """Who a model is.
+    """What identifies a model.
 
     Args:
         source: where it comes from.
         name: of the experiment.
 
     Returns:
-        name, file, encoder, seed, training (the training set, and what its corpus is noted to be, where stage 1 has left a
-        note), and `conf`, a digest that models share which differ by their seed alone.
+        name, file, encoder, seed, the training set, the note that stage 1 has left of the corpus, if any, and `conf`, a
+        digest shared by models that differ only in the seed.
     """
     config = source.config
     sets = config.get("train_data_path_and_name_and_type") or []
@@ -49,17 +49,17 @@ def _utterances(wav_scp: Path) -> int | None:
 
 
 def _digest(source: Source) -> str:
-    kept = {
+    identifying = {
         key: value
         for key, value in source.config.items()
-        if key not in OF_A_RUN and not key.startswith(("dist_", "wandb"))
+        if key not in RUN_OPTIONS and not key.startswith(("dist_", "wandb"))
     }
-    # A converted model has the configuration of what it became; how it became that stands beside it.
+    # The configuration of a converted model is that of the result; conversion.json says how it was made.
     conversion = source.config_file.with_name(CONVERSION_FILE)
     if conversion.is_file():
         record = json.loads(conversion.read_text(encoding="utf-8"))
-        kept["conversion"] = {key: record[key] for key in ("method", "modules") if key in record}
-    return hashlib.sha256(json.dumps(_seedless(kept), sort_keys=True).encode()).hexdigest()[:16]
+        identifying["conversion"] = {key: record[key] for key in ("method", "modules") if key in record}
+    return hashlib.sha256(json.dumps(_seedless(identifying), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _seedless(value: object) -> object:

@@ -1,4 +1,4 @@
-"""All that `espnet-mla profile` measures of one model, put together."""
+"""Everything that `espnet-mla profile` measures of one model."""
 
 import contextlib
 import inspect
@@ -32,52 +32,52 @@ def measure(
     dtype: str,
     decoding: dict,
 ) -> dict:
-    """The figures of a model, in JSON's types; see README for what each is.
+    """The figures of a model, in JSON's types.
 
     Args:
         source: the model.
         name: of the experiment.
-        wav_scp: of speech; without any, noise is encoded and nothing is decoded.
-        utterances: of it that are decoded, at most.
+        wav_scp: of speech; without one, noise is encoded and nothing is decoded.
+        utterances: the most that are decoded.
         lengths: of speech to encode, in seconds.
         device, dtype: PyTorch's names.
         decoding: options of Speech2Text.
 
     Raises:
-        UserError: the model or the speech can't be had, or the device or the memory is not there.
+        UserError: the model or the speech can't be read, or the device or the memory is not available.
     """
-    # What is read first, so that nothing measured is lost where it is broken.
+    # Files are read first: one that is broken must not cost the measurements.
     trained = training.figures(source.config_file.parent) if not source.packed else None
     scored = scores.figures(source.config_file.parent, source.model_file) if not source.packed else {}
     model, _ = source.load()
     speech = [samples for _, samples in choose(wav_scp, utterances, source.fs)] if wav_scp else []
-    with _explained(device, dtype):
+    with _naming_options(device, dtype):
         like = torch.zeros(0, device=device, dtype=getattr(torch, dtype))
         model = model.to(like)
         speech = [samples.to(like) for samples in speech]
-        sounding = speech or [_noise(source.fs * 10).to(like)]
-        measured = {"model": identity.figures(source, name), **figures.of_model(model, source.fs, speech)}
+        audio = speech or [_noise(source.fs * 10).to(like)]
+        measured = {"model": identity.figures(source, name), **figures.model_figures(model, source.fs, speech)}
     measured["measured_with"]["speech"] = str(wav_scp) if wav_scp else "noise"
     measured["cache"], measured["encoder"] = {}, {}
     for seconds in lengths:
         length = memory.length_name(seconds)
         log(f"Encoding {length} s of {'speech' if speech else 'noise'}")
-        samples = speed.of_length(sounding, round(seconds * source.fs))
-        with _explained(device, dtype, length):
+        samples = speed.speech_of_length(audio, round(seconds * source.fs))
+        with _naming_options(device, dtype, length):
             encode = encoder_of(model, samples)
-            measured["cache"][length] = figures.at_length(caches.filled(model, encode))
-            measured["encoder"][length] = speed.timed(encode, device, seconds)
+            measured["cache"][length] = figures.cache_bytes(caches.fill_caches(model, encode))
+            measured["encoder"][length] = speed.measure_time(encode, device, seconds)
     if speech:
         log(f"Decoding {len(speech)} utterances")
-        with _explained(device, dtype):
+        with _naming_options(device, dtype):
             measured["decoding"] = _decoding(source, speech, device, dtype, decoding)
     if getattr(model.encoder, "streaming", None):
-        log("Hearing a stream")
-        with _explained(device, dtype):
-            measured["streaming"] = of_streams(source, sounding, device, dtype)
+        log("Streaming")
+        with _naming_options(device, dtype):
+            measured["streaming"] = stream_figures(source, audio, device, dtype)
     del model
     if memory.measurable(device):
-        log("Memory, in a process for each length")
+        log("Measuring memory, in a process for each length")
         measured["peak_memory"] = memory.peaks(source, lengths, device, dtype)
     return measured | {"training": trained, "scores": scored}
 
@@ -86,29 +86,29 @@ def _decoding(source: Source, speech: list[Tensor], device: str, dtype: str, opt
     speech2text = source.speech2text(device=device, dtype=dtype, **options)
     seconds = sum(map(len, speech)) / source.fs
     speed.decode(speech2text, speech[:1])
-    timed = speed.timed(lambda: speed.decode(speech2text, speech), device, seconds)
+    timed = speed.measure_time(lambda: speed.decode(speech2text, speech), device, seconds)
     defaults = {name: inspect.signature(Speech2Text).parameters[name].default for name in DECODING}
     return {**timed, "utterances": len(speech), "options": dict(sorted((defaults | options).items()))}
 
 
-def of_streams(source: Source, speech: list[Tensor], device: str, dtype: str) -> dict | None:
-    """What a stream costs, as `streaming.figures`; None, and a line that says why, where the model can't be streamed."""
+def stream_figures(source: Source, speech: list[Tensor], device: str, dtype: str) -> dict | None:
+    """What a stream costs, as `streaming.figures`; None, and a line in the log, where the model can't be streamed."""
     try:
         return streaming.figures(source.speech2text(device=device, dtype=dtype), speech, device)
     except ValueError as error:
-        log(f"No stream can be heard: {error}")
+        log(f"The model can't be streamed: {error}")
         return None
 
 
 @contextlib.contextmanager
-def _explained(device: str, dtype: str, length: str = "") -> Iterator[None]:
-    """Name the options where PyTorch lacks a device, a kernel for a type, or memory."""
+def _naming_options(device: str, dtype: str, length: str = "") -> Iterator[None]:
+    """Name the options in the error where PyTorch lacks a device, a kernel for a type, or memory."""
     try:
         yield
     except (RuntimeError, AssertionError, TooShortUttError) as error:
-        at = f", {length} s" if length else ""
-        said = next(iter(str(error.args[0] if error.args else error).splitlines()), type(error).__name__)
-        raise UserError(f"--device {device} --dtype {dtype}{at}: {said}") from None
+        speech = f", {length} s" if length else ""
+        message = next(iter(str(error.args[0] if error.args else error).splitlines()), type(error).__name__)
+        raise UserError(f"--device {device} --dtype {dtype}{speech}: {message}") from None
 
 
 def _noise(samples: int) -> Tensor:

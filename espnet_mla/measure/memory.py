@@ -1,4 +1,4 @@
-"""What memory an encoder takes beyond the weights: the peak of a fresh process for each length of speech."""
+"""Peak memory of an encoder above the weights, measured in a fresh process for each length of speech."""
 
 import ctypes
 import json
@@ -21,69 +21,69 @@ from espnet_mla.models.encoding import encoder_of
 from espnet_mla.trained.model import Source
 
 ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "passive",  # side by side, threads that wait must not keep a core busy
-    # The C library then returns at once what is freed, so that the peak is what was held, and the same each time.
+    "OMP_WAIT_POLICY": "passive",  # waiting threads must not keep a core from the other processes
+    # The C library then returns freed memory at once, so that the peak is what was in use, and reproducible.
     "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536",
 }  # fmt: skip
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def measurable(device: str) -> bool:
-    """Whether the peak can be had: a GPU has a counter of its own, a CPU needs Linux's of the process."""
+    """Whether the peak can be measured: CUDA counts it on a GPU, Linux counts it for a process."""
     return device.startswith("cuda") or os.access(CLEAR_REFS, os.W_OK)
 
 
 def peaks(source: Source, lengths: Sequence[float], device: str, dtype: str) -> dict[str, dict[str, int]]:
-    """Bytes that encoding one utterance takes at most above what is there before it, weights among that.
+    """The peak memory of encoding one utterance, in bytes above what was allocated before, weights included.
 
     Args:
         source: the model.
-        lengths: of the utterance, in seconds; each is measured in a process of its own, because memory that an
-            allocator holds back hides the next peak.
-        device: PyTorch's name; on a GPU its own counter is read, on a CPU the resident memory of the process.
+        lengths: of the utterance, in seconds; each is measured in a separate process, because memory cached by an
+            allocator would hide the next peak.
+        device: PyTorch's name; on a GPU CUDA's counter is read, on a CPU the resident memory of the process.
         dtype: PyTorch's name.
 
     Returns:
-        Length, as `length_name` writes it -> bytes of `features`, while ESPnet makes them of the samples, and of the
-        `encoder` afterwards.
+        Length, as `length_name` writes it -> bytes of `features`, while ESPnet extracts them, and of the `encoder`
+        afterwards.
 
     Raises:
-        UserError: a process failed; the message has its last line.
+        UserError: a process failed; the message ends with its last line.
     """
     files = {name: str(getattr(source, name).absolute()) for name in ("config_file", "model_file", "root")}
 
-    def measured(length: float) -> dict[str, int]:
-        asked = json.dumps({**files, "seconds": length, "device": device, "dtype": dtype})
+    def measure(length: float) -> dict[str, int]:
+        arguments = json.dumps({**files, "seconds": length, "device": device, "dtype": dtype})
         done = subprocess.run(
-            [sys.executable, "-m", "espnet_mla.measure.memory", asked], capture_output=True, text=True, check=False,
+            [sys.executable, "-m", "espnet_mla.measure.memory", arguments], capture_output=True, text=True, check=False,
             preexec_fn=partial(die_with_parent, os.getpid()),
             env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), **ENVIRONMENT},
         )  # fmt: skip
         if done.returncode:
-            said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-            raise UserError(f"measuring the memory for {length_name(length)} s of speech failed: {said[-1]}")
+            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            raise UserError(f"measuring the memory for {length_name(length)} s of speech failed: {lines[-1]}")
         return json.loads(done.stdout.splitlines()[-1])
 
-    # Side by side on a CPU; a GPU's memory might not be enough for all.
+    # In parallel on a CPU; the memory of a GPU might not be enough for all.
     with ThreadPoolExecutor(1 if device.startswith("cuda") else CORES) as pool:
-        return dict(zip(map(length_name, lengths), pool.map(measured, lengths), strict=True))
+        return dict(zip(map(length_name, lengths), pool.map(measure, lengths), strict=True))
 
 
 def length_name(seconds: float) -> str:
-    """A length as figures.json has it: `10`, `2.5`."""
+    """A length as figures.json writes it: `10`, `2.5`."""
     return f"{seconds:g}"
 
 
-def _peak(config_file: str, model_file: str, root: str, seconds: float, device: str, dtype: str) -> dict[str, int]:
-    """The bytes of one length: what the process that `peaks` starts does."""
+def _peak(*, config_file: str, model_file: str, root: str, seconds: float, device: str, dtype: str) -> dict[str, int]:
+    """The bytes of one length, in a process that `peaks` has started."""
     register()
     source = Source(read_mapping(Path(config_file)), Path(config_file), Path(model_file), Path(root), packed=False)
     model, _ = source.load()
     model = model.to(device=device, dtype=getattr(torch, dtype))
     noise = torch.rand(round(seconds * source.fs)).to(device=device, dtype=getattr(torch, dtype)) - 0.5
-    encoder_of(model, noise[: source.fs])()  # what is made once for all
+    encoder_of(model, noise[: source.fs])()  # allocates what is kept for later calls
     peak = partial(_on_gpu, device) if device.startswith("cuda") else _on_cpu
-    run: list[Callable[[], None]] = []
+    run: list[Callable[[], object]] = []
     features = peak(lambda: run.append(encoder_of(model, noise)))
     return {"features": features, "encoder": peak(run[0])}
 
@@ -98,10 +98,10 @@ def _on_gpu(device: str, run: Callable[[], object]) -> int:
 
 
 def _on_cpu(run: Callable[[], object]) -> int:
-    # What the C library holds back, where it is one that can return it, would be used again and not be counted.
+    # Memory that the C library keeps for reuse would not be counted; glibc can return it.
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
-    CLEAR_REFS.write_text("5")  # Linux forgets the peak so far
+    CLEAR_REFS.write_text("5")  # Linux resets the peak
     before = _bytes("VmRSS")
     run()
     return _bytes("VmHWM") - before

@@ -1,4 +1,4 @@
-"""Names that figures go by, and the lengths of speech that they can be of."""
+"""Names of experiments without their seeds, and the lengths of speech that can be measured."""
 
 import math
 import re
@@ -15,10 +15,10 @@ def without_seed(name: str) -> str:
 
 
 def check_seconds(lengths: Iterable[float]) -> None:
-    """See that speech of these lengths can be encoded.
+    """Check that speech of these lengths can be encoded.
 
     Raises:
-        UsageError: one is too short, or no length.
+        UsageError: one is too short, or not finite.
     """
     if wrong := [seconds for seconds in lengths if not 1 <= seconds < math.inf]:
         raise UsageError(f"--seconds {wrong[0]:g}: at least 1 is needed")

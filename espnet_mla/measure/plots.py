@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.artist import Artist
@@ -10,14 +11,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
-from espnet_mla.measure.columns import BYTES, Column
 from espnet_mla.measure.comparison import Cell, Comparison, Row
 from espnet_mla.measure.tables import format_cell
+from espnet_mla.trained.describe import BYTES, DURATION, RATES, Column
 
 COLOURS = {"mha": "#4477aa", "gqa": "#228833", "mla": "#ee6677", "linear": "#ccbb44"}
 OTHER_COLOUR = "#777777"  # ESPnet's own attentions
 MARKERS = {"conformer": "o", "branchformer": "s", "e_branchformer": "^", "transformer": "D"}
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "espnet_mla", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
+_STYLE: dict[Any, object] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "espnet_mla",
+    "font.size": 9,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Plot:
         name: of its files, without the ending.
         title: what it shows.
         svg, png: its files' content.
-        points: id in the SVG -> the model, and title -> figure as it is shown.
+        points: id in the SVG -> the model, and heading -> figure as tables display it.
     """
 
     name: str
@@ -40,12 +47,12 @@ class Plot:
 
 def draw(comparison: Comparison) -> list[Plot]:
     """Every plot that there are figures for."""
-    made = [_draw(comparison, *one) for one in PLOTS]
-    return [plot for plot in made if plot is not None]
+    plots = [_draw(comparison, *plot) for plot in PLOTS]
+    return [plot for plot in plots if plot is not None]
 
 
 class _Canvas:
-    """A figure that is being drawn, and what its points stand for."""
+    """A matplotlib figure being drawn, and the figures that its points stand for."""
 
     def __init__(self, comparison: Comparison, name: str, panels: int) -> None:
         self.comparison, self.name = comparison, name
@@ -55,62 +62,70 @@ class _Canvas:
         self.axes: list[Axes] = list(self.figure.subplots(1, panels, squeeze=False)[0])
         self.points: dict[str, dict] = {}
 
-    def cell(self, row: Row, key: str) -> Cell | None:
-        """A figure that is there, else None."""
-        cell = self.comparison.cells.get((row.name, key))
-        return cell if cell is not None and cell.value is not None else None
+    def present(self, key: str) -> list[tuple[Row, float, Cell]]:
+        """The rows that have a figure: its value, and its cell."""
+        cells = [(row, self.comparison.cells[row.name, key]) for row in self.comparison.rows]
+        return [(row, cell.value, cell) for row, cell in cells if cell.value is not None]
 
     def point(self, row: Row, *keys: str) -> str:
-        """An id for a point that shows these figures."""
+        """An id for a point that stands for these figures."""
         name = f"{self.name}-{len(self.points)}"
-        figures = {self.by_key[key].title: format_cell(self.cell(row, key), self.by_key[key]) for key in keys}
+        columns = [self.by_key[key] for key in keys]
+        figures = {column.heading: format_cell(self.comparison.cell(row, column), column) for column in columns}
         self.points[name] = {"model": row.name, "figures": figures}
         return name
 
-    def style(self, row: Row, cell: Cell) -> dict:
+    def style(self, row: Row, cell: Cell) -> dict[str, Any]:
         """A row's colour and marker; hollow where it was measured under another condition than the first."""
-        colour = COLOURS.get(row.attention, OTHER_COLOUR)
-        filled = cell.mark in ("", "a")
+        colour = _colour(row)
         return {
             "color": colour,
-            "marker": MARKERS.get(row.encoder, "X"),
-            "markerfacecolor": colour if filled else "white",
+            "marker": MARKERS.get(row.encoder or "", "X"),
+            "markerfacecolor": colour if _first_condition(cell) else "white",
         }
 
     def legend(self) -> None:
         """The models, each once, whichever panel has them."""
-        found: dict[str, Artist] = {}
+        handles: dict[str, Artist] = {}
         for axes in self.axes:
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-                found.setdefault(label, handle)
-        if found:
-            self.figure.legend(found.values(), found, loc="outside right upper", fontsize=8)
+                handles.setdefault(label, handle)
+        if handles:
+            self.figure.legend(list(handles.values()), list(handles), loc="outside right upper", fontsize=8)
+
+
+def _colour(row: Row) -> str:
+    return COLOURS.get(row.attention or "", OTHER_COLOUR)
+
+
+def _first_condition(cell: Cell) -> bool:
+    return cell.mark in ("", "a")
 
 
 def _wer_against_bytes(canvas: _Canvas, columns: Sequence[Column]) -> None:
-    """An error rate against the bytes that a second of audio leaves, and the front that nothing beats in both."""
+    """An error rate against the KV bytes of a second of audio, and their Pareto front."""
+    cells_of_bytes = {row.name: (nbytes, cell) for row, nbytes, cell in canvas.present(BYTES)}
     for axes, column in zip(canvas.axes, columns, strict=True):
         points, places = [], []
-        for row in canvas.comparison.rows:
-            wer, kept = canvas.cell(row, column.key), canvas.cell(row, BYTES)
-            if wer is None or kept is None:
+        for row, wer, cell in canvas.present(column.key):
+            if row.name not in cells_of_bytes:
                 continue
-            if wer.mark in ("", "a") and kept.mark in ("", "a"):  # only what is alike can be better
-                points.append((kept.value, wer.value))
-            places.append(kept.value)
-            if wer.least is not None and wer.most is not None:
-                axes.vlines(
-                    kept.value, wer.least, wer.most, color=canvas.style(row, wer)["color"], linewidth=0.8, zorder=0
-                )
+            nbytes, cell_of_bytes = cells_of_bytes[row.name]
+            if _first_condition(cell) and _first_condition(cell_of_bytes):  # others can't be compared with these
+                points.append((nbytes, wer))
+            places.append(nbytes)
+            style = canvas.style(row, cell)
+            if cell.least is not None and cell.most is not None:
+                axes.vlines(nbytes, cell.least, cell.most, color=style["color"], linewidth=0.8, zorder=0)
             axes.plot(
-                kept.value, wer.value, linestyle="", markersize=8, label=canvas.labels[row.name],
-                gid=canvas.point(row, column.key, BYTES), **canvas.style(row, wer),
+                nbytes, wer, linestyle="", markersize=8, label=canvas.labels[row.name],
+                gid=canvas.point(row, column.key, BYTES), **style,
             )  # fmt: skip
         if front := pareto(points):
             axes.step(*zip(*front, strict=True), where="post", color="black", linewidth=0.8, linestyle="--", zorder=0)
         _logarithmic(axes, places)
         axes.set_xlabel("KV bytes for a second of audio")
-        axes.set_ylabel(column.title)
+        axes.set_ylabel(column.heading)
         axes.set_ylim(bottom=0)
 
 
@@ -120,11 +135,12 @@ def _cache_against_length(canvas: _Canvas, columns: Sequence[Column]) -> None:
 
 def _speed(canvas: _Canvas, columns: Sequence[Column]) -> None:
     """Real-time factors: of the encoder over lengths, of decoding."""
-    of_encoder = [column for column in columns if column.key.startswith("encoder_rtf.")]
-    if of_encoder:
-        _over_lengths(canvas, canvas.axes[0], of_encoder, "encoder, real-time factor", logarithmic=False)
-    if len(of_encoder) < len(columns):
-        _bars(canvas, canvas.axes[-1], columns[-1])
+    of_lengths = [column for column in columns if column.seconds is not None]
+    if of_lengths:
+        _over_lengths(canvas, canvas.axes[0], of_lengths, "encoder, real-time factor", logarithmic=False)
+    for column in columns:
+        if column.seconds is None:
+            _bars(canvas, canvas.axes[-1], column)
 
 
 def _training(canvas: _Canvas, columns: Sequence[Column]) -> None:
@@ -132,21 +148,24 @@ def _training(canvas: _Canvas, columns: Sequence[Column]) -> None:
 
 
 def _over_lengths(canvas: _Canvas, axes: Axes, columns: Sequence[Column], title: str, logarithmic: bool) -> None:
+    lengths = {column.key: column.seconds or 0.0 for column in columns}
+    curves: dict[str, list[tuple[str, float, Row, Cell]]] = {}
+    for key in lengths:
+        for row, value, cell in canvas.present(key):
+            curves.setdefault(row.name, []).append((key, value, row, cell))
     for row in canvas.comparison.rows:
-        there = [
-            (float(column.key.partition(".")[2]), column.key) for column in columns if canvas.cell(row, column.key)
-        ]
-        values = [canvas.cell(row, key).value for _, key in there]
-        colour = COLOURS.get(row.attention, OTHER_COLOUR)
-        axes.plot([length for length, _ in there], values, color=colour, linewidth=0.8)
-        for place, ((length, key), value) in enumerate(zip(there, values, strict=True)):
+        if not (curve := curves.get(row.name)):
+            continue
+        axes.plot(
+            [lengths[key] for key, *_ in curve], [value for _, value, *_ in curve], color=_colour(row), linewidth=0.8
+        )
+        for place, (key, value, _, cell) in enumerate(curve):
             axes.plot(
-                length, value, linestyle="", markersize=6, label=canvas.labels[row.name] if not place else None,
-                gid=canvas.point(row, key), **canvas.style(row, canvas.cell(row, key)),
+                lengths[key], value, linestyle="", markersize=6, label=None if place else canvas.labels[row.name],
+                gid=canvas.point(row, key), **canvas.style(row, cell),
             )  # fmt: skip
     axes.set_xscale("log")
-    lengths = [float(column.key.partition(".")[2]) for column in columns]
-    axes.set_xticks(lengths, [f"{length:g}" for length in lengths])
+    axes.set_xticks(list(lengths.values()), [f"{length:g}" for length in lengths.values()])
     axes.minorticks_off()
     if logarithmic:
         axes.set_yscale("log")
@@ -158,26 +177,25 @@ def _over_lengths(canvas: _Canvas, axes: Axes, columns: Sequence[Column], title:
 
 
 def _bars(canvas: _Canvas, axes: Axes, column: Column) -> None:
-    rows = [row for row in canvas.comparison.rows if canvas.cell(row, column.key)]
-    for place, row in enumerate(rows):
-        cell = canvas.cell(row, column.key)
-        least, most = (cell.value if end is None else end for end in (cell.least, cell.most))
-        around = cell.deviation or 0.0
-        error = [[max(around, cell.value - least)], [max(around, most - cell.value)]]
+    present = canvas.present(column.key)
+    for place, (row, value, cell) in enumerate(present):
+        least, most = (value if end is None else end for end in (cell.least, cell.most))
+        deviation = cell.deviation or 0.0
+        error = [[max(deviation, value - least)], [max(deviation, most - value)]]
         style = canvas.style(row, cell)
         axes.barh(
-            place, cell.value, xerr=error, color=style["markerfacecolor"], edgecolor=style["color"],
+            place, value, xerr=error, color=style["markerfacecolor"], edgecolor=style["color"],
             error_kw={"linewidth": 0.8},
         )[0].set_gid(canvas.point(row, column.key))  # fmt: skip
-    axes.set_yticks(range(len(rows)), [canvas.labels[row.name] for row in rows])
+    axes.set_yticks(range(len(present)), [canvas.labels[row.name] for row, *_ in present])
     axes.invert_yaxis()
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.set_xlabel(f"{column.title}, seconds" if column.key == "training_seconds" else column.title)
+    axes.set_xlabel(f"{column.title}, seconds" if column.unit == DURATION else column.heading)
 
 
 PLOTS: tuple[tuple[str, str, Callable[[Column], bool], Callable[[_Canvas, Sequence[Column]], None]], ...] = (
     ("wer_against_kv_bytes", "WER against KV bytes for a second of audio; dashed: the Pareto front",
-     lambda column: column.test_set is not None and column.test_set[1] == "wer", _wer_against_bytes),
+     lambda column: column.key.startswith("wer."), _wer_against_bytes),
     ("cache_against_length", "Caches against the length of speech",
      lambda column: column.key.startswith("cache."), _cache_against_length),
     ("real_time_factor", "Real-time factors",
@@ -196,39 +214,43 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def _draw(comparison: Comparison, name: str, title: str, wanted: Callable, into: Callable) -> Plot | None:
-    def there(column: Column) -> bool:
-        return any(comparison.cell(row, column).value is not None for row in comparison.rows)
-
-    columns = [column for column in comparison.columns if wanted(column) and there(column)]
-    if name == "wer_against_kv_bytes" and not any(
-        column.key == BYTES and there(column) for column in comparison.columns
-    ):
-        columns = []
-    if not columns:
+def _draw(
+    comparison: Comparison,
+    name: str,
+    title: str,
+    selects: Callable[[Column], bool],
+    paint: Callable[[_Canvas, Sequence[Column]], None],
+) -> Plot | None:
+    present = [
+        column
+        for column in comparison.columns
+        if any(comparison.cell(row, column).value is not None for row in comparison.rows)
+    ]
+    columns = [column for column in present if selects(column)]
+    if not columns or (name == "wer_against_kv_bytes" and not any(column.key == BYTES for column in present)):
         return None
     # A panel for each error rate; one for all lengths of speech.
-    panels = len({column.key.split(".")[0] if column.test_set is None else column.key for column in columns})
+    panels = len({column.key if column.table == RATES else column.key.split(".")[0] for column in columns})
     with matplotlib.rc_context(_STYLE):
         canvas = _Canvas(comparison, name, panels)
-        into(canvas, columns)
+        paint(canvas, columns)
         canvas.legend()
         svg, png = io.StringIO(), io.BytesIO()
         canvas.figure.savefig(svg, format="svg", metadata={"Date": None})
         canvas.figure.savefig(png, format="png", dpi=110, metadata={"Software": None})
     drawing = svg.getvalue()
     if any(len(comparison.conditions[column.key]) > 1 for column in columns):
-        title += "; hollow: under other conditions than (a)"
+        title += "; hollow: measured under other conditions than (a)"
     return Plot(name, title, drawing[drawing.index("<svg") :], png.getvalue(), canvas.points)
 
 
 def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic axis of bytes, which has room for zero where it is needed."""
-    above = [value for value in values if value > 0]
-    if min(values, default=1) > 0:
+    """A logarithmic axis of bytes, symmetric where it needs room for zero."""
+    positive = [value for value in values if value > 0]
+    if len(positive) == len(values):
         axes.set_xscale("log")
-    elif above:
-        axes.set_xscale("symlog", linthresh=min(above) / 2)
+    elif positive:
+        axes.set_xscale("symlog", linthresh=min(positive) / 2)
     if values:
         axes.set_xticks(sorted(set(values)))
     axes.xaxis.set_major_formatter(EngFormatter("B"))
@@ -237,11 +259,11 @@ def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _short(rows: Sequence[Row]) -> list[str]:
-    """The names of rows without what all of them begin and end with."""
-    parts = [row.name.split("_") for row in rows]
-    if len(parts) > 1:
-        shortest = min(map(len, parts))
-        begin = next((place for place in range(shortest) if len({one[place] for one in parts}) > 1), 0)
-        end = next((place for place in range(shortest) if len({one[-1 - place] for one in parts}) > 1), 0)
-        parts = [one[begin : len(one) - end] or one for one in parts]
-    return ["_".join(one) for one in parts]
+    """The names of rows without the words that all of them begin and end with."""
+    names = [row.name.split("_") for row in rows]
+    if len(names) > 1:
+        shortest = min(map(len, names))
+        begin = next((place for place in range(shortest) if len({words[place] for words in names}) > 1), 0)
+        end = next((place for place in range(shortest) if len({words[-1 - place] for words in names}) > 1), 0)
+        names = [words[begin : len(words) - end] or words for words in names]
+    return ["_".join(words) for words in names]

@@ -1,4 +1,4 @@
-"""espnet-mla profile: what a model costs, measured, into figures.json beside it."""
+"""espnet-mla profile: measure what a model costs and write figures.json beside it."""
 
 import argparse
 import os
@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from espnet_mla.common.errors import UsageError, UserError
 from espnet_mla.measure.names import check_seconds
@@ -13,10 +14,13 @@ from espnet_mla.trained import options as model_options
 from espnet_mla.trained.decoding import DECODING
 from espnet_mla.trained.names import FIGURES_FILE
 
+if TYPE_CHECKING:
+    from espnet_mla.trained.model import Source
+
 DESCRIPTION = """\
-Measure what a trained model costs, print it, and leave it in figures.json beside the model: parameters; what its caches
-keep, read off cache objects that speech has filled; peak memory; encoder and decoding time; and from the folder of the
-experiment how long it was trained and its WER and CER. A plain ESPnet model is measured the same way.
+Measure what a trained model costs, print it, and write it into figures.json beside the model: parameters; the size of
+its caches, read off cache objects filled with speech; peak memory; encoder and decoding time; and, from the folder of
+the experiment, training time, WER and CER. A plain ESPnet model is measured the same way.
 """
 SECONDS = (10.0, 30.0, 60.0, 300.0)
 DTYPES = ("float32", "float16", "bfloat16", "float64")
@@ -77,8 +81,8 @@ def _profile(options: argparse.Namespace) -> None:
     log(f"{folder / FIGURES_FILE} is complete ({time.monotonic() - began:.0f} seconds)")
 
 
-def _folder(options: argparse.Namespace, source) -> Path:
-    """Where figures.json goes: beside the model, or, where that came from an archive or from the hub, as asr.sh names it."""
+def _folder(options: argparse.Namespace, source: "Source") -> Path:
+    """The folder for figures.json: the model's; for one from an archive or the hub, the one that asr.sh would use."""
     if options.output_dir:
         return Path(options.output_dir)
     if not source.packed:
@@ -91,10 +95,10 @@ def _folder(options: argparse.Namespace, source) -> Path:
 
 
 def _decoding(options: argparse.Namespace) -> dict:
-    """Options for Speech2Text: those of --inference_config, and over them those given by themselves.
+    """Options for Speech2Text: those of --inference_config, overridden by those of the command line.
 
     Raises:
-        UserError: --inference_config has one that Speech2Text and asr_inference don't know.
+        UserError: --inference_config has one that neither Speech2Text nor asr_inference knows.
     """
     import inspect
 
@@ -103,15 +107,15 @@ def _decoding(options: argparse.Namespace) -> dict:
     from espnet_mla.common.yaml_files import read_mapping
 
     known = set(inspect.signature(Speech2Text).parameters)
-    of_the_program = {action.dest for action in get_parser()._actions}
-    found = {}
+    program_options = {action.dest for action in get_parser()._actions}
+    configured = {}
     for name, value in (read_mapping(Path(options.inference_config)) if options.inference_config else {}).items():
-        if name not in known | of_the_program:
+        if name not in known | program_options:
             raise UserError(f"{options.inference_config}: {name} is no option of ESPnet's asr_inference")
         if name in known and name not in ("device", "dtype"):  # which this command has itself
-            found[name] = value
+            configured[name] = value
     given = {name: getattr(options, name) for name in DECODING}
-    return found | {name: value for name, value in given.items() if value is not None}
+    return configured | {name: value for name, value in given.items() if value is not None}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,24 +127,24 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="for figures.json (default: the model's; for an archive or the hub exp/NAME)",
     )
-    on = parser.add_argument_group("what it is measured on")
-    on.add_argument(
+    data = parser.add_argument_group("data")
+    data.add_argument(
         "--wav_scp",
-        metavar="FIGURES_FILE",
-        help="speech, as dump/raw/test_clean/wav.scp; without any, noise is encoded, and no decoding is timed",
+        metavar="FILE",
+        help="speech, such as dump/raw/test_clean/wav.scp; without it, noise is encoded and no decoding is timed",
     )
-    on.add_argument(
+    data.add_argument(
         "--utterances", metavar="N", type=int, default=10,
-        help="how many of them are decoded, at even distances over the file (default: %(default)s)",
+        help="how many of its utterances are decoded, evenly spaced over the file (default: %(default)s)",
     )  # fmt: skip
-    on.add_argument(
+    data.add_argument(
         "--seconds", metavar="S", type=float, nargs="+", default=SECONDS,
-        help="lengths of speech to encode; utterances are strung together for them (default: 10 30 60 300)",
+        help="lengths of speech to encode, made by concatenating utterances (default: 10 30 60 300)",
     )  # fmt: skip
-    how = parser.add_argument_group("how")
-    how.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
-    how.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: %(default)s)")
-    how.add_argument("--inference_config", metavar="FIGURES_FILE", help="decoding options, as conf/decode_asr.yaml")
+    computing = parser.add_argument_group("computing and decoding")
+    computing.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    computing.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: %(default)s)")
+    computing.add_argument("--inference_config", metavar="FILE", help="decoding options, such as conf/decode_asr.yaml")
     for name, (kind, meaning) in DECODING.items():
-        how.add_argument(f"--{name}", type=kind, help=meaning)
+        computing.add_argument(f"--{name}", type=kind, help=meaning)
     return parser

@@ -1,80 +1,63 @@
-"""One model's figures as a table to read."""
+"""One model's figures as a text to read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import groupby
 
-from espnet_mla.common.units import duration
+from espnet_mla.trained.describe import EXPECTED, RATES, Column, Figure, describe
 
-WIDTH = 26  # of the names
+WIDTH = 48  # of the names
+MISSING = {
+    "profile": "--wav_scp names no speech to decode",
+    "scoring": "nothing was scored (stages 12 and 13)",
+    "training": "no train.log reports an epoch",
+}
 
 
-def table(figures: Mapping) -> str:
-    """A line for each figure, lengths of speech side by side, and what it was all measured with."""
-    model, conditions = figures["model"], figures["measured_with"]
-    lines = [f"{model['name']}: {model['encoder']}, {model['file']}"]
+def table(content: Mapping) -> str:
+    """A line for each figure, lengths of speech side by side, and what they were measured under.
 
-    def row(name: str, *cells: object) -> None:
-        lines.append(f"{name:<{WIDTH}}{''.join(f'{cell!s:>20}' for cell in cells)}".rstrip())
-
-    row("parameters", *figures["parameters"])
-    row("", *(f"{count / 1e6:.2f} M" for count in figures["parameters"].values()))
-    row("kept, in bytes", "for a frame", "for a token", "for a second", "for a stream")
-    for part, kept in figures["kv_cache"].items():
-        name = f"  {part.replace('_', ' ')}, {kept['attention']}"
-        each = (kept.get(f"bytes_per_{unit}", "") for unit in ("frame", "token", "second"))
-        row(name, *each, f"{kept['fixed_bytes']} (state)" if kept["fixed_bytes"] else "")
-    lengths = list(figures["encoder"])
-    row("speech", *(f"{length} s" for length in lengths))
-    cache, times, memory = figures["cache"], figures["encoder"], figures.get("peak_memory") or {}
-    row(
-        "  caches",
-        *(_megabytes(cache[length]["bytes"]) if "bytes" in cache[length] else "unknown" for length in lengths),
+    Args:
+        content: of figures.json.
+    """
+    model, figures = content["model"], describe(content)
+    attentions = ", ".join(
+        f"{part.replace('_', ' ')} {cache['attention']}" for part, cache in content["kv_cache"].items()
     )
-    row("  streams in a gigabyte", *(cache[length].get("per_gigabyte", "") for length in lengths))
-    for part, name in (("features", "  peak memory, features"), ("encoder", "  peak memory, encoder")):
-        row(name, *(_megabytes(memory[length][part]) if memory else "missing" for length in lengths))
-    row("  encoder, seconds", *(_spread(times[length]) for length in lengths))
-    row("  real-time factor", *(f"{times[length]['real_time_factor']:.4f}" for length in lengths))
-    if decoding := figures.get("decoding"):
-        options = ", ".join(f"{name} {value}" for name, value in decoding["options"].items())
-        lines.append(
-            f"decoding: {decoding['utterances']} utterances, {decoding['audio_seconds']:.1f} s, in "
-            f"{_spread(decoding)} s, real-time factor {decoding['real_time_factor']:.3f} ({options})"
-        )
-    else:
-        lines.append("decoding: missing, --wav_scp names no speech")
-    if streaming := figures.get("streaming"):
-        left = "all" if streaming["left_chunks"] < 0 else streaming["left_chunks"]
-        lines.append(
-            f"stream: chunks of {streaming['chunk_size']} frames, {left} before them: latency {streaming['latency_ms']:g} ms "
-            f"({streaming['chunk_ms']:g} ms, and {streaming['look_ahead_ms']:g} ms ahead); a chunk in "
-            f"{_spread(streaming['chunk'])} s, real-time factor {streaming['chunk']['real_time_factor']:.4f}"
-        )
-        lines.append(
-            f"  keeps {streaming['bytes']} bytes after {streaming['after_seconds']:g} s (attentions "
-            f"{streaming['attention_bytes']}, convolutions {streaming['convolution_bytes']}, features "
-            f"{streaming['features_bytes']}): {streaming['per_gigabyte']} streams in a gigabyte"
-        )
-    if training := figures["training"]:
-        on = f" on {training['running_on']}" if training["running_on"] else ""
-        lines.append(f"training: {training['epochs']} epochs in {duration(training['seconds'])}{on}")
-    else:
-        lines.append("training: missing, no train.log tells of it")
-    for decoded, sets in figures["scores"].items():
-        for name, of_set in sets.items():
-            rates = ", ".join(f"{kind.upper()} {of_set[kind]['rate']} %" for kind in ("wer", "cer") if kind in of_set)
-            lines.append(f"{decoded}, {name}: {rates}")
-    if not figures["scores"]:
-        lines.append("WER, CER: missing, nothing was scored (stages 12 and 13)")
-    lines.append(
-        f"measured on {conditions['device'] if conditions['device'] != 'cpu' else conditions['machine']}, "
-        f"{conditions['threads']} threads, {conditions['dtype']}, with {conditions['speech']}; medians (least to most)"
-    )
-    return "\n".join(lines)
+    lines = [f"{model['name']}: {model['encoder']}, {model['file']}; attention: {attentions or 'without a cache'}"]
+    for heading, group in groupby((one for one in figures if one.seconds is None), key=lambda one: one.table):
+        lines.append(heading)
+        lines += _rows([one] for one in group)
+    lengths = sorted({one.seconds for one in figures if one.seconds is not None})
+    by_heading: dict[str, dict[float | None, Figure]] = {}
+    for one in figures:
+        if one.seconds is not None:
+            by_heading.setdefault(one.heading, {})[one.seconds] = one
+    lines.append(f"{'Speech of':<{WIDTH}}{''.join(f'{length:g} s'.rjust(24) for length in lengths)}")
+    lines += _rows([row[length] for length in lengths if length in row] for row in by_heading.values())
+    conditions = dict.fromkeys(one.condition for one in figures if one.condition)
+    lines += ["Conditions", *(f"  {condition}" for condition in conditions)]
+    lines.append(f"Times are medians [least, most]; speech: {content['measured_with']['speech']}")
+    return "\n".join([*lines, *_missing(figures)])
 
 
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.2f} MB"
+def _rows(rows: Iterable[list[Figure]]) -> list[str]:
+    return [f"  {row[0].heading:<{WIDTH - 2}}{''.join(_cell(one).rjust(24) for one in row)}" for row in rows]
 
 
-def _spread(timed: Mapping) -> str:
-    return f"{timed['seconds']:.3f} ({timed['least']:.3f}-{timed['most']:.3f})"
+def _cell(figure: Figure) -> str:
+    text = figure.display(figure.value)
+    if figure.least is None or figure.most is None:
+        return text
+    return f"{text} [{figure.display(figure.least)}, {figure.display(figure.most)}]"
+
+
+def _missing(figures: list[Figure]) -> list[str]:
+    keys, scored = {one.key for one in figures}, any(one.table == RATES for one in figures)
+    missing: dict[str, list[Column]] = {}
+    for column in EXPECTED:
+        if column.key not in keys and not (scored and column.table == RATES):
+            missing.setdefault(column.source, []).append(column)
+    return [
+        f"Missing: {', '.join(column.heading for column in columns)}: {MISSING[source]}"
+        for source, columns in missing.items()
+    ]

@@ -1,4 +1,4 @@
-"""A comparison as one HTML file that needs no network: sortable tables, and plots whose points tell their figures."""
+"""A comparison as one HTML file that needs no network: sortable tables, and plots whose points show their figures."""
 
 import json
 from collections.abc import Sequence

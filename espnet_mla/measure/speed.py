@@ -1,4 +1,4 @@
-"""How long a model takes: its encoder for speech of given lengths, and the whole way to text for real utterances."""
+"""How long a model takes: its encoder on speech of given lengths, and decoding of real utterances."""
 
 import statistics
 import time
@@ -9,47 +9,47 @@ from espnet2.bin.asr_inference import Speech2Text
 from torch import Tensor
 
 ENOUGH = {2: 20.0, 3: 2.0, 10: 0.0}
-"""How often something is timed: once it ran so often (left), it is not run again if all runs took so many seconds."""
+"""Number of runs -> seconds: timing ends after that many runs if together they took at least that long."""
 
 
-def of_length(speech: Sequence[Tensor], samples: int) -> Tensor:
-    """The utterances (time,) one after the other, again and again, cut to so many samples."""
+def speech_of_length(speech: Sequence[Tensor], samples: int) -> Tensor:
+    """The utterances (time,) concatenated, repeated as often as needed, cut to a number of samples."""
     joined = torch.cat(list(speech))
     return joined.repeat(-(-samples // len(joined)))[:samples]
 
 
 def decode(speech2text: Speech2Text, speech: Sequence[Tensor]) -> None:
-    """From samples to text, one utterance (time,) after the other."""
+    """Decode utterances (time,) one after the other."""
     for samples in speech:
         speech2text(samples)
 
 
-def timed(run: Callable[[], object], device: str, audio_seconds: float) -> dict[str, float | int]:
-    """What `run` takes, which has run before.
+def measure_time(run: Callable[[], object], device: str, audio_seconds: float) -> dict[str, float | int]:
+    """The time that a call of `run` takes, which has been called before.
 
     Args:
         run: what is timed.
-        device: PyTorch's name of where it computes.
-        audio_seconds: of the speech that it works on.
+        device: PyTorch's name of the device that it computes on.
+        audio_seconds: length of the speech that it processes.
 
     Returns:
-        Seconds (the median), the least and the most of them, how many runs they come from, and the real-time factor:
-        seconds for a second of audio.
+        The median of the seconds, the least and the most, the number of runs, and the real-time factor: seconds for a
+        second of audio.
     """
-    taken: list[float] = []
-    while not any(len(taken) >= runs and sum(taken) >= seconds for runs, seconds in ENOUGH.items()):
+    seconds: list[float] = []
+    while not any(len(seconds) >= runs and sum(seconds) >= total for runs, total in ENOUGH.items()):
         _wait(device)
         began = time.perf_counter()
         run()
         _wait(device)
-        taken.append(time.perf_counter() - began)
-    median = statistics.median(taken)
+        seconds.append(time.perf_counter() - began)
+    median = statistics.median(seconds)
     return {
         "audio_seconds": round(audio_seconds, 3),
         "seconds": median,
-        "least": min(taken),
-        "most": max(taken),
-        "runs": len(taken),
+        "least": min(seconds),
+        "most": max(seconds),
+        "runs": len(seconds),
         "real_time_factor": median / audio_seconds,
     }
 

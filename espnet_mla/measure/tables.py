@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 
 from espnet_mla.measure.bootstrap import LEVEL
-from espnet_mla.measure.columns import Column
 from espnet_mla.measure.comparison import Cell, Comparison, Row
+from espnet_mla.trained.describe import Column, section
 
 MISSING = "missing"
 
@@ -18,14 +18,14 @@ def label(row: Row) -> str:
 
 
 def format_cell(cell: Cell, column: Column) -> str:
-    """A cell as it is read: value, spread or interval, difference, probability, letter of its condition."""
+    """A cell as displayed: value, spread or interval, difference, probability, letter of its condition."""
     if cell.value is None:
         return MISSING
-    text = column.show(cell.value)
+    text = column.display(cell.value)
     if cell.deviation:
-        text += f" ± {column.show(cell.deviation)}"
+        text += f" ± {column.display(cell.deviation)}"
     if cell.least is not None and cell.most is not None:
-        text += f" [{column.show(cell.least)}, {column.show(cell.most)}]"
+        text += f" [{column.display(cell.least)}, {column.display(cell.most)}]"
     if cell.difference:
         text += f" {cell.difference:+.1f} %"
     if cell.better is not None:
@@ -45,16 +45,16 @@ def markdown(comparison: Comparison, plots: Mapping[str, str]) -> str:
         _environment(comparison),
         _legend(comparison),
     ]
-    for table, found in by_table(comparison).items():
-        heads = ["model", *(column.title for column in found)]
+    for table, columns in by_table(comparison).items():
+        heads = ["model", *(column.heading for column in columns)]
         lines = [_line(heads), _line(["---"] * len(heads))]
         for row in comparison.rows:
-            cells = [comparison.cell(row, column) for column in found]
-            texts = [format_cell(cell, column) for cell, column in zip(cells, found, strict=True)]
+            cells = [comparison.cell(row, column) for column in columns]
+            texts = [format_cell(cell, column) for cell, column in zip(cells, columns, strict=True)]
             bold = [f"**{text}**" if cell.best else text for cell, text in zip(cells, texts, strict=True)]
             lines.append(_line([label(row), *bold]))
         parts.append(f"\n## {table}\n\n" + "".join(lines) + "\n")
-        parts += [f"- {line}\n" for line in conditions(comparison, found)]
+        parts += [f"- {line}\n" for line in conditions(comparison, columns)]
     parts.append("\n## Plots\n\n" + "".join(f"![{title}]({file})\n" for file, title in plots.items()))
     parts += _missing(comparison) + _left_out(comparison)
     return "".join(parts)
@@ -62,42 +62,42 @@ def markdown(comparison: Comparison, plots: Mapping[str, str]) -> str:
 
 def by_table(comparison: Comparison) -> dict[str, list[Column]]:
     """Heading -> columns."""
-    found: dict[str, list[Column]] = {}
+    tables: dict[str, list[Column]] = {}
     for column in comparison.columns:
-        found.setdefault(column.table, []).append(column)
-    return found
+        tables.setdefault(column.table, []).append(column)
+    return tables
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What stage 1 has noted of the corpora."""
-    found = ((one.figures.get("model") or {}).get("note") for row in comparison.rows for one in row.members)
-    return list(dict.fromkeys(note for note in found if note))
+    """The notes that stage 1 has left of the corpora."""
+    texts = (one.model.get("note") for row in comparison.rows for one in row.members)
+    return list(dict.fromkeys(text for text in texts if text))
 
 
 def environment(comparison: Comparison) -> list[str]:
-    """What the figures were measured with: a line for each that differs."""
-    found: dict[str, list[str]] = {}
+    """Machines and versions that the figures were measured with: a line for each."""
+    lines: dict[str, list[str]] = {}
     for row in comparison.rows:
         for one in row.members:
-            of = one.figures.get("measured_with") or {}
-            versions = ", ".join(f"{name} {version}" for name, version in (of.get("versions") or {}).items())
-            gpu = f", {of['device']}" if of.get("device") not in (None, "cpu") else ""
-            line = f"{of.get('date')}: {of.get('machine')}, {of.get('cores')} cores, {of.get('threads')} threads{gpu}, "
-            line += f"{of.get('dtype')}; {versions}"
-            if of:
-                found.setdefault(line, []).append(one.name)
-    every = sum(len(row.members) for row in comparison.rows)
-    return [line + ("" if len(names) == every else f" ({', '.join(names)})") for line, names in found.items()]
+            measured = section(one.content, "measured_with")
+            versions = ", ".join(f"{name} {version}" for name, version in section(measured, "versions").items())
+            gpu = f", {measured['device']}" if measured.get("device") not in (None, "cpu") else ""
+            line = f"{measured.get('date')}: {measured.get('machine')}, {measured.get('cores')} cores, "
+            line += f"{measured.get('threads')} threads{gpu}, {measured.get('dtype')}; {versions}"
+            if measured:
+                lines.setdefault(line, []).append(one.name)
+    total = sum(len(row.members) for row in comparison.rows)
+    return [line + ("" if len(names) == total else f" ({', '.join(names)})") for line, names in lines.items()]
 
 
 def seeds(comparison: Comparison) -> str:
     """The seeds of all models, where they are known."""
-    found = ((one.figures.get("model") or {}).get("seed") for row in comparison.rows for one in row.members)
-    return ", ".join(map(str, sorted({seed for seed in found if seed is not None})))
+    numbers = (one.model.get("seed") for row in comparison.rows for one in row.members)
+    return ", ".join(map(str, sorted({number for number in numbers if number is not None})))
 
 
 def as_csv(comparison: Comparison) -> str:
-    """A line for each row, and for each figure its value and all that belongs to it."""
+    """A line for each row, with each figure's value and what belongs to it."""
     parts = ("deviation", "least", "most", "difference", "better", "mark")
     used = {
         column.key: [
@@ -120,7 +120,7 @@ def as_csv(comparison: Comparison) -> str:
 
 
 def as_json(comparison: Comparison) -> str:
-    """Everything, with the numbers as they were measured and as they are shown."""
+    """Everything, with the numbers as measured and as displayed."""
     return json.dumps(content(comparison), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -131,11 +131,12 @@ def content(comparison: Comparison) -> dict:
         "measured_with": environment(comparison),
         "seeds": seeds(comparison),
         "tables": [
-            {"title": table, "conditions": conditions(comparison, found)} for table, found in by_table(comparison).items()
+            {"title": table, "conditions": conditions(comparison, columns)}
+            for table, columns in by_table(comparison).items()
         ],
         "columns": [
-            {"key": column.key, "title": column.title, "table": column.table, "lower_is_better": column.lower,
-             "conditions": comparison.conditions[column.key]}
+            {"key": column.key, "title": column.heading, "table": column.table,
+             "lower_is_better": column.lower_is_better, "conditions": comparison.conditions[column.key]}
             for column in comparison.columns
         ],
         "rows": [
@@ -171,47 +172,46 @@ def _environment(comparison: Comparison) -> str:
 def legend(comparison: Comparison) -> list[str]:
     """What the marks in the tables mean."""
     baselines = list(dict.fromkeys(comparison.baselines.values()))
-    said = [
-        f"Differences in per cent are to {' or '.join(baselines)}"
-        + (", whichever has the same encoder." if len(baselines) > 1 else "."),
-        f"Of an error rate, brackets hold the {LEVEL} % bootstrap interval over utterances, and P is the probability that it "
-        "is lower than the baseline's (Bisani and Ney 2004); of a time, the least and the most of its runs.",
+    encoders = ", the one with the same encoder" if len(baselines) > 1 else ""
+    sentences = [
+        f"Percentages are relative differences to the baseline ({' or '.join(baselines)}{encoders}).",
+        f"Error rates: brackets hold the {LEVEL} % bootstrap confidence interval over utterances; P is the probability "
+        "of improvement over the baseline (Bisani and Ney 2004).",
+        "Times: brackets hold the least and the most of several runs.",
     ]
     if any(len(row.members) > 1 for row in comparison.rows):
-        said.append(
-            "Where a model has several seeds: mean ± standard deviation; the interval is of the mean, for its seeds."
-        )
+        sentences.append("Several seeds: mean ± standard deviation; the confidence interval is that of the mean.")
     if any(row.attention == "linear" for row in comparison.rows):
-        said.append("Linear attention keeps no frames but a state of fixed size, whatever the length.")
-    said.append("KV bytes of an encoder are what it would have to keep of the past to go on with the next frame.")
-    return said
+        sentences.append("Linear attention keeps a state of fixed size, whatever the length of the speech.")
+    sentences.append("KV bytes of an encoder are those that it would have to keep to process the next frame.")
+    return sentences
 
 
 def _legend(comparison: Comparison) -> str:
-    best = "The best of a column is bold. " + " ".join(legend(comparison))
-    return f"\n{best}\n"
+    return f"\nThe best value of a column is bold. {' '.join(legend(comparison))}\n"
 
 
-def conditions(comparison: Comparison, found: Sequence[Column]) -> list[str]:
-    """What the figures of some columns were measured under: a line for columns that agree on it."""
+def conditions(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
+    """What some figures were measured under: a line for columns that agree on it."""
     lines: dict[str, list[str]] = {}
-    for column in found:
-        of = comparison.conditions[column.key]
-        if told := "; ".join(f"({letter}) {condition}" if letter else condition for letter, condition in of.items()):
-            unlike = "unlike conditions, compared only where the letter is the same: " if len(of) > 1 else ""
-            lines.setdefault(unlike + told, []).append(column.title)
-    return [f"{', '.join(titles)}: {told}" for told, titles in lines.items()]
+    for column in columns:
+        letters = comparison.conditions[column.key]
+        text = "; ".join(f"({letter}) {condition}" if letter else condition for letter, condition in letters.items())
+        if text:
+            several = "only values with the same letter are compared: " if len(letters) > 1 else ""
+            lines.setdefault(several + text, []).append(column.heading)
+    return [f"{', '.join(headings)}: {text}" for text, headings in lines.items()]
 
 
 def _missing(comparison: Comparison) -> list[str]:
     lines = []
     for row in comparison.rows:
-        commands: dict[str, list[str]] = {}
+        commands: dict[str, dict[str, None]] = {}
         for column in comparison.columns:
             for command in comparison.cell(row, column).missing:
-                commands.setdefault(command, []).append(column.title)
-        lines += [f"- {label(row)}: {', '.join(titles)}: `{command}`\n" for command, titles in commands.items()]
-    return ["\n## Missing\n\nWhat would make each figure:\n\n", *lines] if lines else []
+                commands.setdefault(command, {})[column.heading] = None
+        lines += [f"- {label(row)}: {', '.join(headings)}: `{command}`\n" for command, headings in commands.items()]
+    return ["\n## Missing\n\nWhat would produce each figure:\n\n", *lines] if lines else []
 
 
 def _left_out(comparison: Comparison) -> list[str]:

@@ -1,4 +1,4 @@
-"""How long a model was trained: read off the logs that ESPnet's trainer leaves."""
+"""How long a model was trained, read off the logs of ESPnet's trainer."""
 
 import re
 from datetime import datetime
@@ -11,36 +11,36 @@ _UNITS = {"day": 86400, "hour": 3600, "minute": 60, "second": 1}
 
 
 def figures(asr_exp: Path) -> dict | None:
-    """Epochs and seconds of a training, all runs that went on from one another taken together.
+    """Epochs and seconds of a training, over all runs that resumed one another.
 
-    The seconds are what the trainer itself counts for each epoch: training and validation. An epoch that a rerun did
-    again counts once, by its last run.
+    The seconds are those that the trainer reports for each epoch: training and validation. An epoch that was repeated
+    counts once, by its last run.
 
     Args:
         asr_exp: a folder with train.log, and after reruns train.1.log, train.2.log, ...
 
     Returns:
-        epochs, seconds, the day of the last one, and what the logs say that they ran on (all of it, where runs differ;
-        None where they don't say); None where no log tells of an epoch.
+        epochs, seconds, the date of the last epoch, and the machines that the logs name (None where they name none);
+        None where no log reports an epoch.
     """
-    took: dict[int, tuple[str, float, str]] = {}
+    epochs: dict[int, tuple[str, float, str]] = {}
     for log in sorted(asr_exp.glob("train*.log")):
-        where = ""
+        machine = ""
         for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith(_RUNNING_ON):
-                where = line.removeprefix(_RUNNING_ON)
+                machine = line.removeprefix(_RUNNING_ON)
             elif found := _EPOCH.search(line):
                 when, epoch, results = found.groups()
                 seconds = sum(_seconds(text) for text in _TOOK.findall(results))
-                took[int(epoch)] = max(took.get(int(epoch), ("", 0.0, "")), (when, seconds, where))
-    if not took:
+                epochs[int(epoch)] = max(epochs.get(int(epoch), ("", 0.0, "")), (when, seconds, machine))
+    if not epochs:
         return None
-    last = datetime.fromisoformat(max(when for when, _, _ in took.values()))
+    last = datetime.fromisoformat(max(when for when, _, _ in epochs.values()))
     return {
-        "epochs": len(took),
-        "seconds": round(sum(seconds for _, seconds, _ in took.values()), 1),
+        "epochs": len(epochs),
+        "seconds": round(sum(seconds for _, seconds, _ in epochs.values()), 1),
         "finished": last.date().isoformat(),
-        "running_on": "; ".join(sorted({where for _, _, where in took.values() if where})) or None,
+        "running_on": "; ".join(sorted({machine for _, _, machine in epochs.values() if machine})) or None,
     }
 
 

@@ -1,7 +1,8 @@
-"""What a model keeps of the past: the cache objects of its own attentions, filled by speech that went through it."""
+"""What a model keeps of the past: the cache objects of its attentions, filled with an utterance."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.attention import (
@@ -12,24 +13,27 @@ from espnet2.legacy.nets.pytorch_backend.transformer.attention import (
 from torch import Tensor, nn
 
 from espnet_mla.attention import Attention, Cache, FrameCache
-from espnet_mla.models.decoder import TransformerDecoder
+from espnet_mla.models.decoder import CachedMultiHeadedAttention, TransformerDecoder
 
-TOKENS = 10  # that a decoder is fed
+if TYPE_CHECKING:
+    from espnet2.asr.espnet_model import ESPnetASRModel
+
+TOKENS = 10  # that the decoder is given
 
 
 @dataclass(frozen=True)
 class CacheReport:
-    """What one part of a model keeps: a cache for each layer, of one utterance.
+    """The caches of one part of a model, one for each layer, after one utterance.
 
     Args:
         part: encoder, decoder_self (its unit is a token) or decoder_src.
-        attention: the choice.
+        attention: its choice in the configuration.
         caches: of each layer.
     """
 
     part: str
     attention: str
-    caches: list[Cache]
+    caches: Sequence[Cache]
 
     @property
     def unit(self) -> str:
@@ -38,17 +42,17 @@ class CacheReport:
 
     @property
     def bytes_per_frame(self) -> list[int]:
-        """Of each layer; of a token where that is the unit."""
+        """Of each layer; for a token where that is the unit."""
         return [cache.nbytes_per_frame for cache in self.caches]
 
     @property
     def fixed_bytes(self) -> list[int]:
-        """Of each layer for a whole stream, where that is what is kept."""
+        """Of each layer: the size of a state that does not grow; 0 where the cache grows."""
         return [cache.nbytes if not cache.nbytes_per_frame else 0 for cache in self.caches]
 
     @property
     def nbytes(self) -> int:
-        """Of all layers together, as they are filled now."""
+        """Of all layers together, for this utterance."""
         return sum(cache.nbytes for cache in self.caches)
 
     def figures(self, rate: float) -> dict:
@@ -68,40 +72,40 @@ class CacheReport:
 
 
 @torch.inference_mode()
-def filled(model: nn.Module, encode: Callable[[], tuple]) -> dict[str, CacheReport]:
-    """The caches of each part after an utterance.
+def fill_caches(model: "ESPnetASRModel", encode: Callable[[], tuple]) -> dict[str, CacheReport]:
+    """The caches of each part of a model after one utterance.
 
-    ESPnet's own encoder attentions keep nothing between calls; what stands for them is the keys and values that they make,
-    which they would have to keep. Parts that no cache stands for (a decoder without attention) are left out.
+    ESPnet's own encoder attentions keep nothing between calls; they are represented by the keys and values that they
+    compute, which they would have to keep. Parts without a cache (a decoder without attention) are left out.
 
     Args:
-        model: ESPnetASRModel.
-        encode: runs its encoder on the utterance, and gives what that gives.
+        model: whose caches they are.
+        encode: runs its encoder on the utterance and returns the encoder's output.
     """
-    seen: dict[str, tuple[nn.Module, Tensor]] = {}
+    inputs: dict[str, Tensor] = {}
 
-    def watch(name: str):
-        def hook(attention: nn.Module, inputs: tuple) -> None:
-            seen[name] = (attention, inputs[1])
+    def record(name: str) -> Callable[[nn.Module, tuple], None]:
+        def hook(_attention: nn.Module, arguments: tuple) -> None:
+            inputs[name] = arguments[1]
 
         return hook
 
-    attentions = {name: module for name, module in model.encoder.named_modules() if _cached(module)}
-    handles = [module.register_forward_pre_hook(watch(name)) for name, module in attentions.items()]
+    modules = model.encoder.named_modules()
+    attentions = {name: module for name, module in modules if isinstance(module, Attention | MultiHeadedAttention)}
+    handles = [module.register_forward_pre_hook(record(name)) for name, module in attentions.items()]
     try:
         encoded = encode()[0]
     finally:
         for handle in handles:
             handle.remove()
-    found = {}
-    if seen:
-        found["encoder"] = CacheReport(
-            "encoder", _name(next(iter(seen.values()))[0]), [cache_of(*seen[name]) for name in attentions]
-        )
+    reports = {}
+    if inputs:
+        filled = [cache_of(attentions[name], inputs[name]) for name in attentions]
+        reports["encoder"] = CacheReport("encoder", _choice(attentions[next(iter(inputs))]), filled)
     if isinstance(model.decoder, TransformerDecoder):
-        encoded = encoded[0] if isinstance(encoded, tuple) else encoded  # with those of the layers between
-        found |= _decoder(model.decoder, encoded[0], model.sos)
-    return found
+        encoded = encoded[0] if isinstance(encoded, tuple) else encoded  # beside the outputs of intermediate layers
+        reports |= _decoder(model.decoder, encoded[0], model.sos)
+    return reports
 
 
 def _decoder(decoder: TransformerDecoder, encoded: Tensor, sos: int) -> dict[str, CacheReport]:
@@ -111,12 +115,12 @@ def _decoder(decoder: TransformerDecoder, encoded: Tensor, sos: int) -> dict[str
         _, state = decoder.score(tokens[:length], state, encoded)
     layer = decoder.decoders[0]
     return {
-        "decoder_self": CacheReport("decoder_self", _name(layer.self_attn), state.tokens),
-        "decoder_src": CacheReport("decoder_src", _name(layer.src_attn), state.source),
+        "decoder_self": CacheReport("decoder_self", _choice(layer.self_attn), state.tokens),
+        "decoder_src": CacheReport("decoder_src", _choice(layer.src_attn), state.source),
     }
 
 
-def frame_rate(model: nn.Module, fs: int) -> float:
+def frame_rate(model: "ESPnetASRModel", fs: int) -> float:
     """Encoder frames for a second of audio at `fs` Hz."""
     like = next(model.parameters())
 
@@ -128,19 +132,15 @@ def frame_rate(model: nn.Module, fs: int) -> float:
         return (frames(11) - frames(1)) / 10  # the difference, because the ends of an utterance lose some
 
 
-def _cached(module: nn.Module) -> bool:
-    return isinstance(module, Attention | MultiHeadedAttention)
-
-
-def cache_of(attention: nn.Module, x: Tensor) -> Cache:
-    """What an attention keeps, or ESPnet's own would have to keep, of the frames x (batch, time, d)."""
-    if hasattr(attention, "project_kv"):
+def cache_of(attention: Attention | MultiHeadedAttention, x: Tensor) -> Cache:
+    """What an attention keeps of the frames x (batch, time, d); of ESPnet's own, what it would have to keep."""
+    if isinstance(attention, Attention | CachedMultiHeadedAttention):
         return attention.project_kv(x)
     _, k, v = attention.forward_qkv(x, x, x)
     return FrameCache((k, v))
 
 
-def _name(attention: nn.Module) -> str:
+def _choice(attention: nn.Module) -> str:
     """Its choice in the configuration."""
     if isinstance(attention, RelPositionMultiHeadedAttention):
         return "rel_selfattn"

@@ -1,30 +1,34 @@
-"""A model's encoder as a function without arguments, so that it can be run apart from what makes its features."""
+"""A model's encoder as a function without arguments, which can be timed apart from feature extraction."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from espnet2.asr.espnet_model import ESPnetASRModel
 
-class _Seen(Exception):
-    """What the encoder was called with."""
+
+class _EncoderCalled(Exception):
+    """Carries the arguments that the encoder was called with."""
 
 
-def encoder_of(model: nn.Module, samples: Tensor) -> Callable[[], tuple[Tensor, ...]]:
-    """What runs the encoder alone, on the features of samples (time,), which are made once.
+def encoder_of(model: "ESPnetASRModel", samples: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    """A function that runs the encoder alone, on features extracted once from samples (time,).
 
-    ESPnet's features take longer and more memory than a small encoder, and would hide what the attention costs.
+    ESPnet's feature extraction takes longer and more memory than a small encoder and would hide the attention's cost.
     """
 
     def stop(_: nn.Module, inputs: tuple, named: dict) -> None:
-        raise _Seen(inputs, named)
+        raise _EncoderCalled(inputs, named)
 
     handle = model.encoder.register_forward_pre_hook(stop, with_kwargs=True)
     try:
         with torch.inference_mode():
             model.encode(samples.unsqueeze(0), torch.tensor([len(samples)], device=samples.device))
-    except _Seen as seen:
-        inputs, named = seen.args
+    except _EncoderCalled as call:
+        inputs, named = call.args
     finally:
         handle.remove()
 

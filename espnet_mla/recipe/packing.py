@@ -223,7 +223,7 @@ def _cache_section(layout: Layout) -> str:
     espnet_mla.register()
     model, _ = ASRTask.build_model_from_file(layout.asr_exp / "config.yaml", layout.asr_model, "cpu")
     fs = hertz(layout.settings.fs)
-    found = caches.filled(model.eval(), encoder_of(model, torch.zeros(2 * fs)))
+    found = caches.fill_caches(model.eval(), encoder_of(model, torch.zeros(2 * fs)))
     found = {part: cache for part, cache in found.items() if cache.attention in ATTENTIONS}  # the others keep nothing
     if not found:
         return ""

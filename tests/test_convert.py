@@ -656,6 +656,7 @@ def test_the_rate_is_a_tenth_of_the_highest_of_the_schedulers(scheduler, conf, l
     assert "an_old_key" not in tuning
 
 
+@pytest.mark.slow  # test_recipe.py trains with it too, with one rank for all layers
 def test_asr_train_takes_the_configuration_for_fine_tuning(tmp_path):
     assert convert("conformer", "--kv_lora_rank", "5,9", output_dir="exp/asr_tune") == 0
     source = yaml.safe_load(Path("exp/asr_conformer/config.yaml").read_text())

@@ -26,7 +26,7 @@ run_jobs([[sys.executable, "-c", code], [sys.executable, "-c", starter]], [Path(
 
 WORKERS = """
 import os, time
-from espnet_mla.common.workers import each
+from espnet_mla.common.workers import map_in_processes
 
 def wait(path):
     with open(path, "a") as file:
@@ -34,7 +34,7 @@ def wait(path):
     time.sleep(100)
 
 if __name__ == "__main__":
-    list(each(wait, [{path!r}] * 2, 2, "waiting"))
+    list(map_in_processes(wait, [{path!r}] * 2, 2, "waiting"))
 """
 
 

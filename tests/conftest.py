@@ -115,16 +115,26 @@ def expected(recipe) -> list[tuple[str, float]]:
 
 
 @pytest.fixture(scope="session")
-def figures(recipe, build_once) -> dict:
-    """What espnet-mla profile measures of that experiment, after a training, with the scores of two sets."""
+def profiled_recipe(recipe, build_once) -> Path:
+    """The recipe after a training, two decodings and espnet-mla profile, with its `stdout`. Not to be changed."""
     import profiled
 
     def profile(folder: Path) -> None:
         shutil.copytree(recipe, folder, symlinks=True, dirs_exist_ok=True)
+        profiled.decode(folder, "decode_asr_asr_model_valid.acc.ave")
+        profiled.decode(folder, "decode_asr_asr_model_latest")  # of another model
         (folder / "exp/asr_tiny/train.log").write_text(profiled.TRAIN_LOG)
-        with contextlib.chdir(folder):
+        with contextlib.chdir(folder), (folder / "stdout").open("w") as stdout, contextlib.redirect_stdout(stdout):
             assert profiled.profile(folder) == 0
 
-    found = json.loads((build_once("profiled", profile) / "exp/asr_tiny/figures.json").read_text())
+    return build_once("profiled", profile)
+
+
+@pytest.fixture(scope="session")
+def figures(profiled_recipe) -> dict:
+    """What espnet-mla profile measures of that experiment, with the scores of two sets. Not to be changed."""
+    import profiled
+
+    found = json.loads((profiled_recipe / "exp/asr_tiny/figures.json").read_text())
     sets = {"test_clean": profiled.scored([0, 1, 2, 0], [5, 6, 7, 8]), "test_other": profiled.scored([3, 0], [4, 4])}
     return found | {"scores": {"decode_asr": sets}}

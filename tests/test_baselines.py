@@ -13,7 +13,8 @@ from espnet_mla.baselines import __main__ as baselines
 from espnet_mla.baselines import plan as experiments
 from espnet_mla.recipe import mini
 
-SMALL = ("--ngpu", "0", "--gpu_inference", "false", "--speed_perturb_factors", "", "--test_sets", "test_clean",
+SMALL = ("--ngpu", "0", "--gpu_inference", "false", "--nj", "1", "--inference_nj", "1",
+         "--speed_perturb_factors", "", "--test_sets", "test_clean",
          "--inference_args", "--beam_size 2 --maxlenratio 0.1", "--nbpe", "40", "--seconds", "1")  # fmt: skip
 
 

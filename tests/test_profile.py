@@ -14,7 +14,6 @@ import torch
 import yaml
 
 from espnet_mla.measure import measuring, memory, profile
-from espnet_mla.recipe import scoring
 from espnet_mla.trained.model import find
 
 
@@ -32,27 +31,12 @@ def no_peak_memory(monkeypatch):
     monkeypatch.setattr(memory, "measurable", lambda device: False)
 
 
-def decoded(folder: Path, decoding: str) -> None:
-    """What stages 12 and 13 leave of a test set."""
-    data, out = folder / "dump/raw/test", folder / "exp/asr_tiny" / decoding / "test"
-    for place in (data, out):
-        place.mkdir(parents=True, exist_ok=True)
-    (data / "text").write_text("s-a THE CAT SAT\ns-b ON THE MAT\n")
-    (data / "utt2spk").write_text("s-a s\ns-b s\n")
-    (out / "text").write_text("s-a THE CAT\ns-b ON THE BIG MAT\n")
-    scoring.score(data, out, ("wer", "cer"))
-
-
 def read(folder: Path) -> dict:
     return json.loads((folder / "exp/asr_tiny/figures.json").read_text())
 
 
-def test_every_figure_is_measured_written_and_printed(folder, capsys):
-    decoded(folder, "decode_asr_asr_model_valid.acc.ave")
-    decoded(folder, "decode_asr_asr_model_latest")  # of another model
-    (folder / "exp/asr_tiny/train.log").write_text(profiled.TRAIN_LOG)
-    assert profiled.profile(folder) == 0
-    found, shown = read(folder), capsys.readouterr().out
+def test_every_figure_is_measured_written_and_printed(profiled_recipe):
+    found, shown = read(profiled_recipe), (profiled_recipe / "stdout").read_text()
 
     assert found["model"]["encoder"] == "branchformer" and found["model"]["name"] == "asr_tiny"
     assert found["kv_cache"]["encoder"] == {

@@ -21,6 +21,7 @@ def test_a_script_gets_its_arguments_its_name_and_the_modules_beside_it(tmp_path
     assert done.returncode == 3
 
 
+@pytest.mark.slow  # the fixture `recipe` is built by it too
 def test_a_module_is_run_with_the_choices_registered():
     done = run("-m", "espnet2.bin.asr_train", "--encoder", "conformer", "--print_config")
     assert done.returncode == 0

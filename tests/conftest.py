@@ -5,7 +5,7 @@ import json
 import os
 import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def users_folders_stay_as_they_are():
+def users_folders_stay_as_they_are() -> Iterator[None]:
     """Fails the run if anything changes in the folders where the repository's recipes keep a user's work."""
     before = recipes.snapshot(recipes.ROOT / "egs2")
     yield

@@ -1,4 +1,4 @@
-"""Tests work in copies of a recipe's folder: what a user has made there is neither seen nor changed by them."""
+"""Tests work in copies of a recipe's folder: what a user has made there is neither read nor changed."""
 
 import recipes
 

@@ -1,12 +1,59 @@
-"""What several test files share."""
+"""What the tests share: a thread each, fixtures built once for all workers, and a check on the user's folders."""
 
 import contextlib
 import json
+import os
 import resource
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import recipes
+from filelock import FileLock
+
+from espnet_mla.common.machine import CORES
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the workers of pytest-xdist share the cores
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: a worker for each core that this process may use; 8 at most, for the memory they need."""
+    return min(CORES, 8)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def users_folders_stay_as_they_are() -> Iterator[None]:
+    """Fails the run if anything changes in the folders where the repository's recipes keep a user's work."""
+    before = recipes.snapshot(recipes.ROOT / "egs2")
+    yield
+    after = recipes.snapshot(recipes.ROOT / "egs2")
+    changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+    assert not changed, f"changed below egs2/ by a test, or by a recipe that ran beside the tests: {changed[:9]}"
+
+
+@pytest.fixture(scope="session")
+def build_once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """A function that builds a folder once for all workers of a run and returns this worker's own copy of it.
+
+    `build_once(name, build)` calls `build(folder)` in the first worker that asks for `name`; the others wait for it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # of the whole run
+
+    def build_or_wait(name: str, build: Callable[[Path], None]) -> Path:
+        folder, complete = base / f"built_{name}", base / f"built_{name}.complete"
+        with FileLock(f"{folder}.lock"):
+            if not complete.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                build(folder)
+                complete.touch()
+        return Path(shutil.copytree(folder, tmp_path_factory.mktemp(name) / "copy", symlinks=True))
+
+    return build_or_wait
 
 
 @pytest.fixture
@@ -29,13 +76,17 @@ def largest_file():
 
 
 @pytest.fixture(scope="session")
-def recipe(tmp_path_factory) -> Path:
+def recipe(build_once) -> Path:
     """The folder of a recipe with an experiment, exp/asr_tiny, that is ready to be packed. Not to be changed."""
     import experiment
 
-    folder = tmp_path_factory.mktemp("recipe")
-    experiment.build(folder)
-    return folder
+    return build_once("recipe", experiment.build)
+
+
+@pytest.fixture(scope="session")
+def trained_recipe(build_once) -> Path:
+    """The folder of a recipe after all stages, with exp/asr_tiny of `mha`, and their `stdout`. Not to be changed."""
+    return build_once("trained_recipe", recipes.train)
 
 
 @pytest.fixture(scope="session")
@@ -64,15 +115,26 @@ def expected(recipe) -> list[tuple[str, float]]:
 
 
 @pytest.fixture(scope="session")
-def figures(recipe, tmp_path_factory) -> dict:
-    """What espnet-mla profile finds of that experiment, with a training and the scores of two sets. Not to be changed."""
+def profiled_recipe(recipe, build_once) -> Path:
+    """The recipe after a training, two decodings and espnet-mla profile, with its `stdout`. Not to be changed."""
     import profiled
 
-    folder = tmp_path_factory.mktemp("profiled") / "recipe"
-    shutil.copytree(recipe, folder, symlinks=True)
-    (folder / "exp/asr_tiny/train.log").write_text(profiled.TRAIN_LOG)
-    with contextlib.chdir(folder):
-        assert profiled.profile(folder) == 0
-    found = json.loads((folder / "exp/asr_tiny/figures.json").read_text())
+    def profile(folder: Path) -> None:
+        shutil.copytree(recipe, folder, symlinks=True, dirs_exist_ok=True)
+        profiled.decode(folder, "decode_asr_asr_model_valid.acc.ave")
+        profiled.decode(folder, "decode_asr_asr_model_latest")  # of another model
+        (folder / "exp/asr_tiny/train.log").write_text(profiled.TRAIN_LOG)
+        with contextlib.chdir(folder), (folder / "stdout").open("w") as stdout, contextlib.redirect_stdout(stdout):
+            assert profiled.profile(folder) == 0
+
+    return build_once("profiled", profile)
+
+
+@pytest.fixture(scope="session")
+def figures(profiled_recipe) -> dict:
+    """What espnet-mla profile measures of that experiment, with the scores of two sets. Not to be changed."""
+    import profiled
+
+    found = json.loads((profiled_recipe / "exp/asr_tiny/figures.json").read_text())
     sets = {"test_clean": profiled.scored([0, 1, 2, 0], [5, 6, 7, 8]), "test_other": profiled.scored([3, 0], [4, 4])}
     return found | {"scores": {"decode_asr": sets}}

@@ -21,6 +21,19 @@ def profile(folder: Path, *more: str) -> int:
     return main([*given, *DECODING, *more])
 
 
+def decode(folder: Path, decoding: str) -> None:
+    """Leave what stages 12 and 13 leave of a test set."""
+    from espnet_mla.recipe import scoring
+
+    data, out = folder / "dump/raw/test", folder / "exp/asr_tiny" / decoding / "test"
+    for place in (data, out):
+        place.mkdir(parents=True, exist_ok=True)
+    (data / "text").write_text("s-a THE CAT SAT\ns-b ON THE MAT\n")
+    (data / "utt2spk").write_text("s-a s\ns-b s\n")
+    (out / "text").write_text("s-a THE CAT\ns-b ON THE BIG MAT\n")
+    scoring.score(data, out, ("wer", "cer"))
+
+
 def experiment(folder: Path, figures: dict | None, name: str, **changes: object) -> Path:
     """An experiment of that name with these figures, some of them changed: `encoder__10__seconds=3.0`."""
     place = folder / "exp" / name

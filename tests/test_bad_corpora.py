@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from test_recipe import SMALL, recipe_folder, run
+from recipes import SMALL, recipe_folder, run
 
 from espnet_mla.common.tables import read_table
 from espnet_mla.recipe import audio, datadir, mini

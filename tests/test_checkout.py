@@ -6,16 +6,15 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from recipes import RECIPE, TINY, recipe_folder
+from recipes import run_script as run
 
 from espnet_mla.common.errors import UserError
 from espnet_mla.recipe import checkout, mini
 
-ROOT = Path(__file__).parents[1]
-RECIPE = ROOT / "egs2" / "librispeech_100" / "asr1"
 SETS = ("--train_set", "train", "--valid_set", "dev", "--test_sets", "test")
 REAL = os.environ.get("ESPNET_ROOT", "")
 
@@ -34,21 +33,8 @@ def espnet(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A recipe folder of its own."""
-    made = tmp_path / "recipe"
-    made.mkdir()
-    for name in ("run.sh", "asr.sh", "path.sh", "cmd.sh", "db.sh", "local", "conf"):
-        (made / name).symlink_to(RECIPE / name)
-    return made
-
-
-def run(folder: Path, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
-    environment = {key: value for key, value in os.environ.items() if key not in ("ESPNET_ROOT", "LIBRISPEECH")}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    environment["PYTHONPATH"] = str(ROOT)
-    return subprocess.run(
-        [str(folder / script), *arguments], cwd=folder, env=environment | variables, capture_output=True, text=True
-    )
+    """A recipe's folder without data and experiments."""
+    return recipe_folder(tmp_path / "recipe")
 
 
 def links(folder: Path) -> set[str]:
@@ -160,11 +146,6 @@ def test_an_unknown_scheduler_is_refused():
     assert done.returncode == 1 and "cmd_backend=lsf: valid are local, slurm, sge and pbs" in done.stderr
 
 
-TINY = (
-    "--encoder_conf output_size=64 --encoder_conf num_blocks=1 --encoder_conf cgmlp_linear_units=32 "
-    "--decoder_conf num_blocks=1 --decoder_conf linear_units=16 --batch_type unsorted --batch_size 4 --accum_grad 1 "
-    "--max_epoch 1 --num_iters_per_epoch 2 --num_workers 0"
-)
 OPTIONS = (
     "--ngpu", "0", "--gpu_inference", "false", "--nj", "2", "--inference_nj", "1", "--asr_args", TINY, "--nbpe", "40",
     "--speed_perturb_factors", "0.9 1.0", "--test_sets", "test_clean", "--asr_tag", "tiny",

@@ -146,13 +146,13 @@ def test_a_streaming_model_streams_on_after_it_is_converted(tmp_path):
 
 def test_calibration_of_a_streaming_model_looks_where_its_frames_look(tmp_path, monkeypatch):
     masks = []
-    add_up = statistics.Gathering.add
+    add_up = statistics.StatisticsAccumulator.add
 
     def add(self, query, key, position, mask):
         masks.append((query.shape[1], mask))
         add_up(self, query, key, position, mask)
 
-    monkeypatch.setattr(statistics.Gathering, "add", add)
+    monkeypatch.setattr(statistics.StatisticsAccumulator, "add", add)
     assert (
         convert("conformer_streaming", "--kv_lora_rank", "8", "--calibration", SPEECH, output_dir=tmp_path / "8") == 0
     )
@@ -563,7 +563,7 @@ def garbage():
         ("holds no model", garbage),
         ("it lacks ctc.ctc_lo.bias", lambda: other_checkpoint("less", lambda state: state.pop("ctc.ctc_lo.bias"))),
         (
-            "it has more, which the model has not",
+            "it has more, which the configuration does not",
             lambda: other_checkpoint("more", lambda s: s.update(more=torch.ones(1))),
         ),
         (
@@ -656,6 +656,7 @@ def test_the_rate_is_a_tenth_of_the_highest_of_the_schedulers(scheduler, conf, l
     assert "an_old_key" not in tuning
 
 
+@pytest.mark.slow  # test_recipe.py trains with it too, with one rank for all layers
 def test_asr_train_takes_the_configuration_for_fine_tuning(tmp_path):
     assert convert("conformer", "--kv_lora_rank", "5,9", output_dir="exp/asr_tune") == 0
     source = yaml.safe_load(Path("exp/asr_conformer/config.yaml").read_text())

@@ -31,6 +31,13 @@ CHOICES = [
     for position in attention.positions
     if position in encoder.position_kinds
 ]
+ONE_EACH = {("conformer", "mla", "rel_pos"), ("branchformer", "gqa", "rel_pos"), ("e_branchformer", "linear", "rope"),
+            ("transformer", "mha", "rope")}  # fmt: skip
+TRACED = [  # test_attention.py compiles every attention with every position: one of each encoder is enough here
+    pytest.param(*choice, marks=() if choice in ONE_EACH else pytest.mark.slow)
+    for choice in CHOICES
+    if "abs" not in choice[2]
+]
 
 
 def build(classes, name, seed=0, **conf):
@@ -97,7 +104,7 @@ def test_every_choice_runs_and_padding_never_changes_a_real_frame(name, kind, po
     torch.testing.assert_close(out[1, : lengths[1]], alone[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "kind", "position"), [choice for choice in CHOICES if "abs" not in choice[2]])
+@pytest.mark.parametrize(("name", "kind", "position"), TRACED)
 def test_compiling_changes_no_output(name, kind, position):
     """ESPnet keeps the compiler out of its make_pad_mask; that an attention breaks no graph is tested with it."""
     torch.compiler.reset()
@@ -106,7 +113,7 @@ def test_compiling_changes_no_output(name, kind, position):
     assert_same(compiled, encoder)
 
 
-@pytest.mark.parametrize(("name", "kind", "position"), [choice for choice in CHOICES if "abs" not in choice[2]])
+@pytest.mark.parametrize(("name", "kind", "position"), TRACED)
 def test_an_exported_encoder_gives_the_same_output(name, kind, position):
     encoder = choose(name, kind, position)
     example = (torch.randn(2, 60, 20), torch.tensor([60, 41]))

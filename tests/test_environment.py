@@ -204,4 +204,6 @@ def test_commands_that_the_documents_name_can_be_run():
     listing = subprocess.run(
         ["make", "--no-print-directory", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    assert listing.split("\n")[:2] == ["./setup_environment.sh", '.venv/bin/python -m pytest -q -m "not slow" tests']
+    setup, test = listing.splitlines()
+    assert setup == "./setup_environment.sh"
+    assert test == '.venv/bin/python -m pytest -q -n auto --dist worksteal -m "not slow" tests'

@@ -81,7 +81,7 @@ def test_full_rank_is_exact(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(seed=st.integers(0, 99))
 def test_more_rank_keeps_more(method, seed):
     one = METHODS[method](random_weights(seed), random_seen(seed))
@@ -125,7 +125,7 @@ def test_covariance_has_the_least_error_of_keys_and_values(seed, rank):
     assert error(METHODS["joint"](weights, None).factors(rank)) >= least * (1 - 1e-6)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 99), rank=st.integers(1, D - 1))
 def test_attention_loses_least_of_all_ways_in_what_it_looks_at(seed, rank):
     weights, seen = random_weights(seed), random_seen(seed)
@@ -133,7 +133,7 @@ def test_attention_loses_least_of_all_ways_in_what_it_looks_at(seed, rank):
     assert by["attention"] <= min(by.values()) * (1 + 1e-6)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 99), rank=st.integers(1, D - 1))
 def test_a_longer_search_for_the_latents_of_attention_finds_nothing_better(seed, rank):
     weights, seen = random_weights(seed), random_seen(seed)
@@ -145,7 +145,7 @@ def test_a_longer_search_for_the_latents_of_attention_finds_nothing_better(seed,
     assert 1 - found.energy < 1.1 * (1 - best.energy) + 0.01
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 99), rank=st.integers(1, D - 1))
 def test_the_energy_that_attention_keeps_is_what_its_definition_says(seed, rank):
     weights, seen = random_weights(seed), random_seen(seed)

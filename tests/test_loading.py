@@ -98,7 +98,7 @@ def test_parameters_that_do_not_fit_are_refused_by_name(way, wrong, folder):
     assert message in str(refused.value)
 
 
-@pytest.mark.parametrize("wrong", ["another attention", "a training checkpoint"])
+@pytest.mark.parametrize("wrong", ["another attention", pytest.param("a training checkpoint", marks=pytest.mark.slow)])
 def test_stage_12_refuses_them_too(wrong, folder):
     spoil, message = WRONG[wrong]
     spoil(folder)

@@ -18,31 +18,30 @@ def in_a_process(code: str) -> str:
 
 
 @linux
-@pytest.mark.parametrize("megabytes", [20, 200])
-def test_the_peak_is_what_was_held_at_once_and_nothing_that_was_there_before(megabytes):
-    code = f"""
+def test_the_peak_is_what_was_held_at_once_and_nothing_that_was_there_before():
+    code = """
 before = torch.ones(100_000_000 // 4)                    # weights
 torch.ones(400_000_000 // 4); torch.ones(50_000).sum()   # a higher peak, forgotten
-def run():
+def run(megabytes):
     for _ in range(3):
-        torch.ones({megabytes} * 1_000_000 // 4)         # one at a time
-print(memory._on_cpu(run))
+        torch.ones(megabytes * 1_000_000 // 4)           # one at a time
+for megabytes in (200, 20, 200):
+    print(memory._on_cpu(lambda: run(megabytes)))
 """
-    assert int(in_a_process(code)) == pytest.approx(megabytes * 1e6, rel=0.05)
+    assert [int(line) for line in in_a_process(code).splitlines()] == pytest.approx([200e6, 20e6, 200e6], rel=0.05)
 
 
 @linux
-def test_more_speech_takes_more_and_the_same_takes_the_same(recipe, monkeypatch):
+def test_more_speech_takes_more(recipe, monkeypatch):
     import espnet_mla
     from espnet_mla.trained.model import find
 
     monkeypatch.chdir(recipe)
     espnet_mla.register()
     source = find(None, "exp/asr_tiny/valid.acc.ave.pth", None)
-    found, again = (memory.peaks(source, [5, 60.0], "cpu", "float32") for _ in range(2))
+    found = memory.peaks(source, [5, 60.0], "cpu", "float32")
     assert list(found) == ["5", "60"] and 0 < found["5"]["encoder"] < found["60"]["encoder"]
     assert found["60"]["features"] > 60 * 16000 * 4
-    assert again["60"]["encoder"] == pytest.approx(found["60"]["encoder"], rel=0.05)
 
 
 def test_a_failing_process_is_reported(recipe, tmp_path, monkeypatch):

@@ -4,27 +4,24 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
 
 def run(*arguments, cwd=None):
     command = [sys.executable, "-m", "espnet_mla.run", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 
-def test_a_script_gets_its_arguments_and_its_name(tmp_path):
+def test_a_script_gets_its_arguments_its_name_and_the_modules_beside_it(tmp_path):
+    (tmp_path / "beside.py").write_text("value = 7\n")
     script = tmp_path / "script.py"
-    script.write_text("import sys\nprint(__name__, sys.argv[1:])\nsys.exit(3)\n")
+    script.write_text("import sys, beside\nprint(__name__, sys.argv[1:], beside.value)\nsys.exit(3)\n")
     done = run(script, "--a", "b")
-    assert done.stdout == "__main__ ['--a', 'b']\n"
+    assert done.stdout == "__main__ ['--a', 'b'] 7\n"
     assert done.returncode == 3
 
 
-def test_a_script_finds_the_modules_beside_it(tmp_path):
-    (tmp_path / "beside.py").write_text("value = 7\n")
-    script = tmp_path / "script.py"
-    script.write_text("import beside\nprint(beside.value)\n")
-    assert run(script).stdout == "7\n"
-
-
+@pytest.mark.slow  # the fixture `recipe` is built by it too
 def test_a_module_is_run_with_the_choices_registered():
     done = run("-m", "espnet2.bin.asr_train", "--encoder", "conformer", "--print_config")
     assert done.returncode == 0
@@ -65,6 +62,7 @@ def test_a_spawned_worker_knows_the_choices(tmp_path):
 
 
 def test_anything_else_is_answered_with_the_usage():
-    done = run("-c", "pass")
-    assert done.returncode == 1
-    assert "usage: python -m espnet_mla.run -m module" in done.stderr
+    from espnet_mla.run import main
+
+    with pytest.raises(SystemExit, match="usage: python -m espnet_mla.run -m module"):
+        main(["-c", "pass"])

@@ -16,11 +16,12 @@ def test_speech_of_a_length_is_the_utterances_one_after_the_other():
     assert speed.speech_of_length([first, second], 2).tolist() == [0, 1]
 
 
-def test_seconds_are_the_median_of_runs_and_their_spread_is_told():
-    pauses = iter([0.03, 0.01, 0.02] + [0.02] * 7)
-    found = speed.measure_time(lambda: time.sleep(next(pauses)), "cpu", 2.0)
+def test_seconds_are_the_median_of_runs_and_their_spread_is_told(monkeypatch):
+    now, pauses = [0.0], iter([0.03, 0.01, 0.02] + [0.02] * 7)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    found = speed.measure_time(lambda: now.append(now.pop() + next(pauses)), "cpu", 2.0)
     assert found["runs"] == 10
-    assert 0.01 <= found["least"] < 0.02 <= found["seconds"] < 0.03 <= found["most"]
+    assert [found[name] for name in ("least", "seconds", "most")] == pytest.approx([0.01, 0.02, 0.03])
     assert found["real_time_factor"] == found["seconds"] / 2.0
 
 

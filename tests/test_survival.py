@@ -1,22 +1,19 @@
 """Killed at any moment and run again, a stage leaves what an undisturbed one leaves."""
 
-import os
 import random
 import re
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_recipe import TINY, recipe_folder
+from recipes import TINY, environment, recipe_folder
 
 from espnet_mla.recipe import mini
 
-ROOT = Path(__file__).parents[1]
 EPOCHS = 3
 KILLS = {1: 4, 3: 4, 5: 3, 10: 3, 11: 4, 12: 3, 13: 3}  # stage -> how often it is killed
 GIVEN = (
@@ -28,13 +25,10 @@ GIVEN = (
 
 
 def start(folder: Path, first: int, last: int) -> subprocess.Popen:
-    environment = {key: value for key, value in os.environ.items() if key not in ("ESPNET_ROOT", "LIBRISPEECH")}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    environment["PYTHONPATH"] = f"{ROOT}:{environment.get('PYTHONPATH', '')}"
-    environment["LIBRISPEECH"] = str(folder.parent / "corpus")
+    variables = environment(LIBRISPEECH=str(folder.parent / "corpus"))
     command = [str(folder / "run.sh"), *GIVEN, "--stage", str(first), "--stop_stage", str(last)]
     with (folder / "told").open("w") as told:
-        return subprocess.Popen(command, cwd=folder, env=environment, stdout=told, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, cwd=folder, env=variables, stdout=told, stderr=subprocess.STDOUT)
 
 
 def finish(folder: Path, first: int, last: int) -> float:

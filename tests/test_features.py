@@ -1,4 +1,4 @@
-"""Features of speech in pieces: those of ESPnet's frontend for the whole."""
+"""Features of audio in pieces: those of ESPnet's frontend for the whole."""
 
 import numpy as np
 import pytest
@@ -47,25 +47,44 @@ def test_however_the_samples_are_cut_the_features_are_those_of_the_whole(mvn, co
     stream, found, at = StreamingFeatures(frontend, normalize), [], 0
     while at < samples:
         size = data.draw(st.sampled_from([1, 7, 160, 161, 600, 3000]), "piece")
-        found.append(stream.accept(speech[at : at + size]))
+        stream.accept(speech[at : at + size])
         at += size
-    found.append(stream.accept(torch.zeros(0), last=True))
+        limit = data.draw(st.sampled_from([None, 0, 1, 5]), "limit")
+        available = stream.available()
+        found.append(stream.extract(limit))
+        assert len(found[-1]) == (available if limit is None else min(limit, available))
+    while stream.available(last=True):
+        found.append(stream.extract(3, last=True))
+    assert stream.frames == len(torch.cat(found))
     torch.testing.assert_close(torch.cat(found), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_no_more_samples_are_kept_than_those_of_a_window():
+def test_no_more_samples_wait_than_those_of_a_window():
     stream = StreamingFeatures(DefaultFrontend(hop_length=160).eval(), None)
-    kept = []
+    sizes = []
     for _ in range(50):
         stream.accept(torch.randn(1600))
-        kept.append(stream.nbytes)
-    assert max(kept) <= 4 * (512 + 2 * 160) and kept[10:20] == kept[30:40]
+        stream.extract()
+        sizes.append(stream.nbytes)
+    assert max(sizes) <= 2 * 4 * (512 + 2 * 160) and sizes[10:20] == sizes[30:40]
+
+
+def test_the_memory_of_extracted_samples_is_freed_though_others_still_wait():
+    stream = StreamingFeatures(DefaultFrontend(hop_length=160).eval(), None)
+    stream.accept(torch.randn(160_000))
+    sizes = []
+    while stream.available():
+        stream.extract(10)
+        sizes.append(stream.nbytes)
+        waiting = 4 * (stream.samples - 160 * stream.frames + 512)
+        assert sizes[-1] <= 2 * waiting
+    assert len(sizes) == 100 and len(set(sizes)) < 20  # copied each time that half of it is used up, not each time
 
 
 @pytest.mark.parametrize(
     ("frontend", "normalize", "message"),
     [
-        (SlidingWindow(), None, "frontend: SlidingWindow can't be heard piece by piece; default can"),
+        (SlidingWindow(), None, "frontend: SlidingWindow can't be streamed; it must be default"),
         (None, None, "frontend: null"),
         (DefaultFrontend(apply_stft=False), None, "frontend: DefaultFrontend can't"),
         (DefaultFrontend(), UtteranceMVN(), "normalize: UtteranceMVN needs the whole utterance; it must be global_mvn"),

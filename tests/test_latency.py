@@ -32,11 +32,11 @@ def test_a_chunk_comes_out_with_the_last_sample_that_the_latency_counts_and_not_
     features, state = StreamingFeatures(model.frontend, None), model.encoder.stream()
     with torch.no_grad():
         for piece, frames in ((torch.randn(samples - 1), 0), (torch.randn(1), 4)):
-            made = features.accept(piece)
-            assert model.encoder.forward_chunk(made.unsqueeze(0), state)[1].tolist() == [frames]
+            features.accept(piece)
+            assert model.encoder.forward_chunk(features.extract().unsqueeze(0), state)[1].tolist() == [frames]
 
 
-def test_features_that_need_the_whole_utterance_have_no_latency_that_could_be_told():
+def test_features_that_need_the_whole_utterance_have_no_latency():
     model = Model(160, "conv2d")
     model.normalize = UtteranceMVN()
     with pytest.raises(ValueError, match="normalize: UtteranceMVN needs the whole utterance"):

@@ -1,4 +1,4 @@
-"""Streams of speech: the same text and the same frames however the samples come, alone or side by side."""
+"""Streams: the same text and the same times however the samples arrive, alone or in a pool."""
 
 import contextlib
 import copy
@@ -88,7 +88,7 @@ def same(result, other):
 
 
 @pytest.mark.parametrize("choices", [(1,), (7, 50, 4000), (1600,), (123456789,)])
-def test_however_the_samples_come_the_result_is_that_of_the_encoder_run_once(speech2text, speech, choices):
+def test_however_the_samples_arrive_the_result_is_that_of_one_pass_of_the_encoder(speech2text, speech, choices):
     recogniser = StreamingSpeech2Text(speech2text, beam_size=4, rescoring=False)
     _, final = in_pieces(recogniser, speech, sizes(*choices))
     frames = encoded(speech2text, speech)
@@ -96,10 +96,10 @@ def test_however_the_samples_come_the_result_is_that_of_the_encoder_run_once(spe
     with torch.no_grad():
         beam.extend(speech2text.asr_model.ctc.log_softmax(frames.unsqueeze(0))[0])
     prefix, score = beam.best[0]
-    heard = beam.hypothesis(prefix)
+    best = beam.hypothesis(prefix)
     assert final.final and final.tokens, "a test that compares empty texts would say little"
-    assert final.tokens == speech2text.converter.ids2tokens(heard.tokens)
-    assert final.times == [pytest.approx(0.04 * frame) for frame in heard.frames]
+    assert final.tokens == speech2text.converter.ids2tokens(best.tokens)
+    assert final.times == [pytest.approx(0.04 * frame) for frame in best.frames]
     assert final.score == pytest.approx(score, rel=1e-4)
 
 
@@ -112,14 +112,14 @@ def test_text_grows_chunk_by_chunk_and_the_last_is_final(speech2text, speech):
     assert final.final and final.text == " ".join(final.text.split())
 
 
-def test_nothing_new_is_told_before_a_chunk_is_whole(speech2text, speech):
+def test_there_is_no_new_result_before_a_chunk_is_complete(speech2text, speech):
     recogniser = StreamingSpeech2Text(speech2text)
     needed = (CHUNK * 4 + 3 - 1) * 160 + 256  # features that the chunk's last frame sees, and half a window
     assert recogniser.accept(speech[: needed - 1]) is None
     assert recogniser.accept(speech[needed - 1 : needed]) is not None
 
 
-def test_the_final_text_is_what_ctc_and_decoder_together_score_best(speech2text, speech):
+def test_the_final_text_is_the_hypothesis_that_ctc_and_decoder_together_score_best(speech2text, speech):
     weight = 0.4
     recogniser = StreamingSpeech2Text(speech2text, beam_size=6, ctc_weight=weight)
     recogniser.accept(speech)
@@ -134,8 +134,8 @@ def test_the_final_text_is_what_ctc_and_decoder_together_score_best(speech2text,
             out, _ = model.decoder(
                 frames.unsqueeze(0), torch.tensor([len(frames)]), given, torch.tensor([given.shape[1]])
             )
-        wanted = torch.cat((tokens, torch.tensor([model.eos])))
-        decoder = out.log_softmax(-1)[0, torch.arange(len(wanted)), wanted].sum()
+        target = torch.cat((tokens, torch.tensor([model.eos])))
+        decoder = out.log_softmax(-1)[0, torch.arange(len(target)), target].sum()
         expected[tuple(tokens.tolist())] = weight * ctc + (1 - weight) * float(decoder)
     best = max(expected, key=expected.get)
     assert len(expected) == 6
@@ -154,15 +154,15 @@ CONFORMER = {
 
 
 @pytest.fixture(scope="module", params=["mla", "linear", "conformer"])
-def each(request, make, speech2text):
+def kind(request, make, speech2text):
     """Models of several kinds."""
     if request.param == "mla":
         return speech2text
     return make("linear", left_chunks=-1, **LINEAR) if request.param == "linear" else make("conformer", CONFORMER)
 
 
-def test_streams_that_join_and_leave_at_any_time_hear_what_they_would_hear_alone(each, speech):
-    speech2text = each
+def test_streams_that_join_and_leave_at_any_time_have_the_results_of_streams_alone(kind, speech):
+    speech2text = kind
     utterances = [speech, noise(0.9, 1), noise(2.1, 2), noise(0.02, 3), noise(1.3, 4), noise(0.5, 5)]
     alone = []
     for one in utterances:
@@ -195,28 +195,28 @@ def test_streams_that_join_and_leave_at_any_time_hear_what_they_would_hear_alone
         assert same(streams[number].result, expected), number
 
 
-def test_a_client_that_goes_away_in_mid_chunk_leaves_nothing_behind(speech2text, speech):
+def test_a_stream_that_is_closed_in_mid_chunk_leaves_the_pool(speech2text, speech):
     pool = StreamPool(speech2text)
-    gone, stays = pool.open(), pool.open()
+    gone, other = pool.open(), pool.open()
     for piece in np.array_split(speech, 5)[:3]:
         gone.accept(piece)
-        stays.accept(piece)
+        other.accept(piece)
         pool.advance()
     gone.accept(speech[:100])
     held = pool.nbytes
     gone.close()
-    assert pool.streams == [stays] and pool.nbytes < 0.7 * held
+    assert pool.streams == [other] and pool.nbytes < 0.7 * held
     assert not gone.result.final
     with pytest.raises(ValueError, match="this stream has ended"):
         gone.accept(speech)
     for piece in np.array_split(speech, 5)[3:]:
-        stays.accept(piece)
-    stays.finish()
+        other.accept(piece)
+    other.finish()
     while pool.advance():
         pass
     alone = StreamingSpeech2Text(speech2text)
     alone.accept(speech)
-    assert same(stays.result, alone.finish())
+    assert same(other.result, alone.finish())
 
 
 def test_an_empty_stream_has_an_empty_text(speech2text, speech):
@@ -238,7 +238,7 @@ def test_what_is_accepted_after_the_end_is_another_stream(speech2text, speech):
     assert same(recogniser.finish(), first) and len(recogniser.pool.streams) == 1
 
 
-def test_minutes_of_silence_keep_no_more_than_a_moment_of_it(speech2text):
+def test_minutes_of_silence_take_no_more_memory_than_seconds_of_it(speech2text):
     recogniser = StreamingSpeech2Text(speech2text, rescoring=False)
     held = []
     for _ in range(130):
@@ -249,19 +249,18 @@ def test_minutes_of_silence_keep_no_more_than_a_moment_of_it(speech2text):
     assert recogniser.finish().final
 
 
-def test_with_rescoring_the_encoders_output_is_kept_to_the_end_and_counted(speech2text, speech):
-    kept = StreamingSpeech2Text(speech2text)
-    not_kept = StreamingSpeech2Text(speech2text, rescoring=False)
-    for recogniser in (kept, not_kept):
+def test_the_encoders_output_that_waits_for_rescoring_is_counted(speech2text, speech):
+    rescored, by_ctc = StreamingSpeech2Text(speech2text), StreamingSpeech2Text(speech2text, rescoring=False)
+    for recogniser in (rescored, by_ctc):
         recogniser.accept(speech)
     frames = encoded(speech2text, speech).shape[0] // CHUNK * CHUNK
-    assert kept.stream.nbytes - not_kept.stream.nbytes == frames * 32 * 4
+    assert rescored.stream.nbytes - by_ctc.stream.nbytes == frames * 32 * 4
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (np.full(10, np.nan, np.float32), "sample 0 of 10 is nan, not a number"),
+        (np.full(10, np.nan, np.float32), "sample 0 of 10 is nan, not a finite number"),
         (np.array([0.0, np.inf]), "sample 1 of 2 is inf"),
         (np.zeros((100, 2), np.float32), r"samples of shape \(100, 2\): one channel"),
         (np.array([1e300]), "sample 0 of 1 is inf"),
@@ -269,7 +268,7 @@ def test_with_rescoring_the_encoders_output_is_kept_to_the_end_and_counted(speec
         (np.zeros(10, np.int32), "samples of int32: floating-point numbers from -1 to 1 or int16"),
     ],
 )
-def test_samples_that_are_none_are_refused_and_the_stream_goes_on_as_if_they_had_not_come(
+def test_invalid_samples_are_refused_and_the_stream_goes_on_as_if_they_had_not_been_given(
     speech2text, speech, wrong, message
 ):
     recogniser = StreamingSpeech2Text(speech2text)
@@ -282,7 +281,7 @@ def test_samples_that_are_none_are_refused_and_the_stream_goes_on_as_if_they_had
     assert same(recogniser.finish(), expected)
 
 
-def test_16_bit_integers_are_the_same_as_the_numbers_they_stand_for(speech2text, speech):
+def test_16_bit_integers_are_the_same_as_their_floating_point_values(speech2text, speech):
     integers = (speech * 32768).astype(np.int16)
     recogniser = StreamingSpeech2Text(speech2text)
     recogniser.accept(integers)
@@ -291,7 +290,7 @@ def test_16_bit_integers_are_the_same_as_the_numbers_they_stand_for(speech2text,
     assert same(recogniser.finish(), first)
 
 
-def test_audio_of_another_rate_is_resampled_as_it_comes(speech2text, speech):
+def test_audio_of_another_rate_is_resampled_as_it_arrives(speech2text, speech):
     slower = soxr.resample(speech, 16000, 8000)
     back = soxr.resample(slower, 8000, 16000)
     recogniser = StreamingSpeech2Text(speech2text, rescoring=False)
@@ -303,7 +302,7 @@ def test_audio_of_another_rate_is_resampled_as_it_comes(speech2text, speech):
     assert final.score == pytest.approx(expected.score, rel=1e-2)
 
 
-def test_another_latency_than_the_configurations_can_be_asked_for(speech2text, speech):
+def test_chunks_can_differ_from_the_configurations(speech2text, speech):
     encoder = speech2text.asr_model.encoder
     recogniser = StreamingSpeech2Text(speech2text, chunk_size=8, left_chunks=1, rescoring=False)
     _, final = in_pieces(recogniser, speech, sizes(1600))
@@ -322,11 +321,11 @@ def test_another_latency_than_the_configurations_can_be_asked_for(speech2text, s
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beam_size": 0}, "beam_size: 0: at least 1"),
+        ({"beam_size": 0}, "beam_size: 0: it must be at least 1"),
         ({"ctc_weight": 1.5}, "ctc_weight: 1.5: it must be from 0 to 1"),
         ({"chunk_size": 0}, "chunk_size: 0 must be a number of encoder frames"),
         ({"left_chunks": -2}, "left_chunks: -2 must be a number of chunks"),
-        ({"device": "cuda"}, "device: of a model that is loaded already"),
+        ({"device": "cuda"}, "device: not an option of a model that is loaded already"),
     ],
 )
 def test_a_wrong_option_is_named(speech2text, options, message):
@@ -335,12 +334,12 @@ def test_a_wrong_option_is_named(speech2text, options, message):
 
 
 @pytest.mark.parametrize("fs", [0, -1, 15000.5])
-def test_a_rate_that_is_none_is_refused(speech2text, fs):
+def test_an_invalid_sampling_rate_is_refused(speech2text, fs):
     with pytest.raises(ValueError, match="fs: .* must be a whole number of Hz"):
         StreamingSpeech2Text(speech2text, fs=fs)
 
 
-def test_a_pool_keeps_to_the_chunks_that_it_was_made_with(speech2text, speech):
+def test_set_chunks_does_not_change_the_chunks_of_a_pool(speech2text, speech):
     pool = StreamPool(speech2text)
     streams = [pool.open()]
     speech2text.asr_model.encoder.set_chunks(8)
@@ -370,6 +369,10 @@ def test_a_batch_that_fails_leaves_every_stream_where_it_was(speech2text, speech
             pass
     for stream in streams:
         stream.finish()
+    with monkeypatch.context() as broken:
+        broken.setattr(encoder.encoders[1], "forward", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pool.advance()
     while pool.advance():
         pass
     alone = StreamingSpeech2Text(speech2text)
@@ -378,7 +381,20 @@ def test_a_batch_that_fails_leaves_every_stream_where_it_was(speech2text, speech
     assert all(same(stream.result, expected) for stream in streams)
 
 
-def test_where_the_decoder_runs_out_of_memory_ctc_has_the_last_word(speech2text, speech, monkeypatch, caplog):
+def test_audio_that_arrives_at_once_waits_as_samples_and_a_chunk_takes_its_features(speech2text, speech):
+    """However long the audio, a step of the pool costs a chunk, and the state holds the features of one."""
+    pool = StreamPool(speech2text)
+    stream = pool.open()
+    stream.accept(np.tile(speech, 10))
+    steps = 0
+    while pool.advance():
+        steps += 1
+        assert stream.state.frames == [steps * CHUNK]
+        assert stream.state.features_nbytes == 4 * 80 * 3  # of the chunk before, for the subsampling
+    assert steps == 10 * len(speech) // (CHUNK * 640)
+
+
+def test_where_rescoring_runs_out_of_memory_the_text_is_ctcs(speech2text, speech, monkeypatch, caplog):
     by_ctc = StreamingSpeech2Text(speech2text, rescoring=False)
     by_ctc.accept(speech)
     expected = by_ctc.finish()
@@ -390,11 +406,11 @@ def test_where_the_decoder_runs_out_of_memory_ctc_has_the_last_word(speech2text,
 
     monkeypatch.setattr(speech2text.asr_model.decoder, "forward", no_memory)
     assert same(recogniser.finish(), expected)
-    assert "CTC does: not enough memory" in caplog.text
+    assert "the best hypothesis of CTC is final: not enough memory" in caplog.text
 
 
-def test_the_decoder_has_no_say_in_streams_longer_than_it_has_learned(speech2text, speech, monkeypatch):
-    monkeypatch.setattr("espnet_mla.streaming.stream.RESCORED", 1.0)
+def test_streams_that_are_longer_than_the_longest_utterances_are_not_rescored(speech2text, speech, monkeypatch):
+    monkeypatch.setattr("espnet_mla.streaming.stream.MAX_RESCORING_SECONDS", 1.0)
     by_ctc, recogniser = StreamingSpeech2Text(speech2text, rescoring=False), StreamingSpeech2Text(speech2text)
     for one in (by_ctc, recogniser):
         one.accept(speech)  # 1.5 s
@@ -402,20 +418,20 @@ def test_the_decoder_has_no_say_in_streams_longer_than_it_has_learned(speech2tex
     assert same(recogniser.finish(), by_ctc.finish())
 
 
-def test_without_a_decoder_ctc_has_the_last_word(make, speech):
+def test_without_a_decoder_the_text_is_ctcs(make, speech):
     recogniser = StreamingSpeech2Text(make("ctc", {"model_conf": {"ctc_weight": 1.0}}))
     recogniser.accept(speech)
     result = recogniser.finish()
-    assert result.final and result.tokens and not recogniser.pool.rescoring
+    assert result.final and result.tokens and not recogniser.pool.model.rescoring
 
 
-def test_a_transducers_decoder_which_scores_no_texts_is_not_asked(speech2text):
+def test_a_transducers_decoder_does_not_rescore(speech2text):
     other = copy.deepcopy(speech2text)
     other.asr_model.use_transducer_decoder = True  # building one needs a package that has no wheel
-    assert StreamPool(speech2text).rescoring and not StreamPool(other).rescoring
+    assert StreamPool(speech2text).model.rescoring and not StreamPool(other).model.rescoring
 
 
-def test_a_result_says_what_can_no_longer_change(speech2text, speech):
+def test_a_result_counts_the_tokens_that_can_no_longer_change(speech2text, speech):
     recogniser = StreamingSpeech2Text(speech2text, rescoring=False)
     results, final = in_pieces(recogniser, np.tile(speech, 12), sizes(16000))
     assert results[-1].settled > 0 and final.settled == len(final.tokens)
@@ -426,7 +442,7 @@ def test_a_result_says_what_can_no_longer_change(speech2text, speech):
     assert last.text.endswith(last.text_from(last.settled))
 
 
-def test_a_model_of_whole_utterances_says_which_key_it_lacks(recipe):
+def test_a_full_context_model_is_refused_with_the_key_that_it_lacks(recipe):
     with pytest.raises(ValueError, match="encoder_conf: streaming is missing"):
         StreamPool(recipe / "exp/asr_tiny")
 
@@ -434,12 +450,12 @@ def test_a_model_of_whole_utterances_says_which_key_it_lacks(recipe):
 @pytest.mark.parametrize(
     ("part", "module", "message"),
     [
-        ("ctc", None, "model_conf: ctc_weight: 0: this model has no CTC"),
-        ("preencoder", torch.nn.Linear(1, 1), "preencoder: Linear can't be run piece by piece; it must be null"),
-        ("encoder", ConformerEncoder(80, output_size=8, num_blocks=1), "encoder: ConformerEncoder can't be run piece"),
+        ("ctc", None, "model_conf: ctc_weight: 0: this model has no CTC branch"),
+        ("preencoder", torch.nn.Linear(1, 1), "preencoder: Linear can't be streamed; it must be null"),
+        ("encoder", ConformerEncoder(80, output_size=8, num_blocks=1), "encoder: ConformerEncoder can't be streamed"),
     ],
 )
-def test_what_cannot_be_run_piece_by_piece_is_named(speech2text, part, module, message):
+def test_a_part_that_cannot_be_streamed_is_named(speech2text, part, module, message):
     other = copy.deepcopy(speech2text)
     setattr(other.asr_model, part, module)
     with pytest.raises(ValueError, match=message):

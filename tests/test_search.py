@@ -36,7 +36,7 @@ def test_with_a_beam_that_holds_all_prefixes_each_has_the_sum_of_its_paths(frame
     for path in itertools.product(range(tokens), repeat=frames):
         score = sum(log_probs[frame, token] for frame, token in enumerate(path))
         expected.setdefault(collapsed(path), []).append(score)
-    beam = PrefixBeam(10**6, tokens=tokens)
+    beam = PrefixBeam(10**6, pre_beam_size=tokens)
     for piece in log_probs.split(random.Random(seed).choice([1, 2, 6])):
         beam.extend(piece)
     found = dict(read(beam))
@@ -61,7 +61,7 @@ def test_the_best_text_is_that_of_espnets_own_time_synchronous_search(seed, beam
         weights={"ctc": 1.0, "lm": 0.0, "decoder": 0.0, "length_bonus": 0.0},
         pre_beam_ratio=6.5 / beam_size,  # all 6 tokens
     )(torch.zeros(frames, 4))  # fmt: skip
-    ours = PrefixBeam(beam_size, tokens=6)
+    ours = PrefixBeam(beam_size, pre_beam_size=6)
     ours.extend(log_probs)
     assert read(ours)[0][0] == tuple(theirs[0].yseq.tolist()[1:-1])
     if frames == 5:  # nothing is dropped; ESPnet's remembers some paths to what was
@@ -85,8 +85,8 @@ def test_a_token_begins_where_it_is_most_probable():
     log_probs[range(len(path)), path] = 0.9
     beam = PrefixBeam(4)
     beam.extend(log_probs.log())
-    heard = beam.hypothesis(beam.best[0][0])
-    assert (heard.tokens, heard.frames) == ([1, 2, 2], [2, 6, 8])
+    best = beam.hypothesis(beam.best[0][0])
+    assert (best.tokens, best.frames) == ([1, 2, 2], [2, 6, 8])
 
 
 def test_a_token_that_cannot_be_is_never_found():
@@ -98,10 +98,10 @@ def test_a_token_that_cannot_be_is_never_found():
 
 def test_the_same_text_is_one_prefix_even_where_it_was_dropped_in_between():
     root = Prefix()
-    child = root.grow(3)
-    grandchild = child.grow(4)
+    child = root.extend(3)
+    grandchild = child.extend(4)
     del child
-    assert root.grow(3) is grandchild.parent and root.child(3).child(4) is grandchild
+    assert root.extend(3) is grandchild.parent and root.child(3).child(4) is grandchild
     del grandchild
     assert root.child(3) is None or root.child(3).child(4) is None
 
@@ -118,9 +118,9 @@ def likely(frames, tokens, seed=0, doubt=0.4):
     return probabilities.log()
 
 
-def test_after_an_hour_no_more_is_kept_than_a_number_and_a_frame_for_each_token(monkeypatch):
+def test_a_settled_token_takes_16_bytes_and_nothing_else_grows(monkeypatch):
     """However long two texts are as good as each other."""
-    monkeypatch.setattr(search, "OPEN", 100)
+    monkeypatch.setattr(search, "MAX_UNSETTLED_FRAMES", 100)
 
     def alive():
         gc.collect()
@@ -132,18 +132,18 @@ def test_after_an_hour_no_more_is_kept_than_a_number_and_a_frame_for_each_token(
     for piece in likely(6000, 20).split(1000):
         beam.extend(piece)
         most = max(most, alive() - before)
-    heard = beam.hypothesis(beam.best[0][0])
-    assert len(heard) == len(heard.tokens) > 1500 and heard.frames == sorted(heard.frames)
-    assert most < 500 and len(heard) - heard.settled < 100
-    assert beam.nbytes == 2 * 8 * heard.settled
+    best = beam.hypothesis(beam.best[0][0])
+    assert len(best) == len(best.tokens) > 1500 and best.frames == sorted(best.frames)
+    assert most < 500 and len(best) - best.settled < 100
+    assert beam.nbytes == 2 * 8 * best.settled
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_laying_aside_what_is_settled_changes_no_text_and_no_time(seed, monkeypatch):
+def test_settling_tokens_changes_no_text_and_no_time(seed, monkeypatch):
     log_probs = likely(700, 6, seed, doubt=0.2)
     whole = PrefixBeam(8)
     whole.extend(log_probs)
-    monkeypatch.setattr(search, "OPEN", 100)
+    monkeypatch.setattr(search, "MAX_UNSETTLED_FRAMES", 100)
     beam = PrefixBeam(8)
     beam.extend(log_probs)
     (best, score), (expected, its_score) = beam.best[0], whole.best[0]
@@ -154,6 +154,6 @@ def test_laying_aside_what_is_settled_changes_no_text_and_no_time(seed, monkeypa
 
 
 def test_so_many_tokens_extend_a_prefix_whether_blank_is_among_the_likely_or_not():
-    beam = PrefixBeam(100, tokens=2)
+    beam = PrefixBeam(100, pre_beam_size=2)
     beam.extend(torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log())
     assert {text for text, _ in read(beam)} == {(), (1,), (2,)}

@@ -1,4 +1,4 @@
-"""espnet-mla stream: a file or the standard input, as it comes."""
+"""espnet-mla stream: a file or the standard input, as it arrives."""
 
 import contextlib
 import fcntl
@@ -47,10 +47,10 @@ def test_partial_text_is_shown_with_its_second_and_the_whole_at_the_end(model, r
     assert command.main([str(model), speech]) == 0
     out, err = capfd.readouterr()
     assert out == f"{speech}\t{expected.text}\n"
-    shown = [line.split(" s  ") for line in err.splitlines() if " s  " in line]
-    seconds = [float(second) for second, _ in shown]
-    assert len(shown) > 1 and seconds == sorted(seconds) and seconds[-1] <= 1.5
-    assert len({text for _, text in shown}) == len(shown)
+    lines = [line.split(" s  ") for line in err.splitlines() if " s  " in line]
+    seconds = [float(second) for second, _ in lines]
+    assert len(lines) > 1 and seconds == sorted(seconds) and seconds[-1] <= 1.5
+    assert len({text for _, text in lines}) == len(lines)
 
 
 def test_times_gives_a_line_for_each_token(model, recipe, expected, capfd):
@@ -103,7 +103,7 @@ def test_a_microphone_that_is_stopped_by_ctrl_c_gives_the_final_text(model, reci
     line = b""
     while b" s  " not in line:  # until it listens
         line = process.stderr.readline()
-        assert line, "it ended before it heard anything"
+        assert line, "it ended before it recognised anything"
     waiting = bytearray(4)
     while any(fcntl.ioctl(process.stdin, termios.FIONREAD, waiting) or waiting):  # until it has read all
         time.sleep(0.01)
@@ -165,7 +165,7 @@ def test_ctrl_c_while_a_chunk_is_computed_waits_for_it(model, recipe, monkeypatc
 
     monkeypatch.setattr(ConvolutionalGatingMLP, "forward", interrupted)
     monkeypatch.setattr(sys, "stdin", type("Stdin", (), {"buffer": io.BufferedReader(io.BytesIO(data), len(data))}))
-    monkeypatch.setattr(command, "READ", len(data))
+    monkeypatch.setattr(command, "STDIN_BYTES", len(data))
     assert command.main([str(model), "-"]) == 0
     assert capfd.readouterr().out == f"{recogniser.finish().text}\n"
 

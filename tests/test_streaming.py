@@ -1,4 +1,4 @@
-"""Encoders that hear speech piece by piece: what a frame sees, that it is the same at once and bit by bit, and its bounds."""
+"""Streaming encoders: what a frame sees, that chunk by chunk equals one masked pass, and that memory is bounded."""
 
 import copy
 
@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espnet_mla.attention import ATTENTIONS, Chunks, build_attention
+from espnet_mla.models.chunked import ChunkConv1d
 from espnet_mla.models.encoders import ENCODERS
 from espnet_mla.models.streaming import read
 
@@ -96,12 +97,12 @@ def test_a_frame_depends_on_its_chunk_and_what_was_before_and_on_nothing_after(n
     features = torch.randn(1, 19 * rate + span, FEATURES)
     (before,) = at_once(encoder, features, [features.shape[1]])
     for chunk in (1, 3):
-        seen = ((chunk + 1) * 4 - 1) * rate + span  # features that the chunk's last frame sees
+        visible = ((chunk + 1) * 4 - 1) * rate + span  # features that the chunk's last frame sees
         changed = features.clone()
-        changed[:, seen:] += 1
+        changed[:, visible:] += 1
         (after,) = at_once(encoder, changed, [features.shape[1]])
         assert torch.equal(before[: (chunk + 1) * 4], after[: (chunk + 1) * 4])
-        changed[:, seen - 1] += 1  # only the last frame's look to the right has it
+        changed[:, visible - 1] += 1  # only the last frame's look to the right has it
         (after,) = at_once(encoder, changed, [features.shape[1]])
         assert not torch.allclose(before[chunk * 4], after[chunk * 4])  # the chunk's first frame sees its last
 
@@ -139,18 +140,18 @@ def test_linear_attention_in_chunks_is_its_running_state_chunk_after_chunk():
 
 
 @pytest.mark.parametrize(("name", "kind", "position"), CHOICES)
-def test_what_is_kept_grows_to_its_bound_and_no_further(name, kind, position):
+def test_the_state_grows_to_its_bound_and_no_further(name, kind, position):
     encoder = build(name, kind, position)
-    state, kept = encoder.stream(), []
+    state, sizes = encoder.stream(), []
     for _ in range(8):
         encoder.forward_chunk(torch.randn(1, 16, FEATURES), state)
-        kept.append((state.attention_nbytes, state.convolution_nbytes, state.features_nbytes))
-    assert len(set(kept[4:])) == 1
+        sizes.append((state.attention_nbytes, state.convolution_nbytes, state.features_nbytes))
+    assert len(set(sizes[4:])) == 1
     numbers = {"mha": 2 * D, "gqa": 2 * D // 4, "mla": 6 + (2 if position == "rope" else 0)}
     if kind == "linear":
-        assert kept[-1][0] == 4 * 2 * 4 * (4 + 1) * 4  # bytes, layers, heads (d_head + 1) d_head
+        assert sizes[-1][0] == 4 * 2 * 4 * (4 + 1) * 4  # bytes, layers, heads (d_head + 1) d_head
     else:
-        assert kept[-1][0] == 4 * 2 * 2 * 4 * numbers[kind]  # bytes, layers, chunks, frames
+        assert sizes[-1][0] == 4 * 2 * 2 * 4 * numbers[kind]  # bytes, layers, chunks, frames
     tensors = [tensor for cache in state.attention.values() for tensor in vars(cache).values()]
     tensors = [tensor for one in tensors for tensor in (one if isinstance(one, tuple) else (one,))]
     for tensor in (tensor for tensor in [*tensors, *state.convolution.values()] if isinstance(tensor, torch.Tensor)):
@@ -189,14 +190,14 @@ def test_streams_join_and_leave_a_batch_at_any_time(kind):
     assert_same([torch.cat(pieces) for pieces in outs], expected)
 
 
-def test_streams_that_are_cut_differently_cannot_be_joined():
+def test_streams_with_different_chunks_cannot_be_joined():
     encoder = build()
     a, b = encoder.stream(chunk_size=4), encoder.stream(chunk_size=8)
     with pytest.raises(ValueError, match=r"size=4.* and .*size=8"):
         type(a).join([a, b])
 
 
-def test_other_chunks_than_the_configurations_can_be_asked_for():
+def test_set_chunks_changes_the_configurations_chunks():
     encoder, features = build(), torch.randn(1, 100, FEATURES)
     by_conf = at_once(encoder, features, [100])
     encoder.set_chunks(8, 1)
@@ -240,7 +241,7 @@ def test_every_parameter_of_a_streaming_encoder_is_trained(name, kind, position)
             assert parameter.grad.abs().max() > 0, name_
 
 
-def test_weights_that_change_between_chunks_are_seen():
+def test_weights_that_change_between_chunks_are_used():
     """The projections of the positions are kept from chunk to chunk, but not from weight to weight."""
     encoder, features = build(), torch.randn(1, 200, FEATURES)
     assert_same(piecewise(encoder, features, [200], lambda _: 40), at_once(encoder, features, [200]))
@@ -290,6 +291,77 @@ def test_a_chunk_that_failed_can_be_tried_again(monkeypatch):
     assert_same([torch.cat(outs)], expected)
 
 
+def test_encode_chunk_encodes_one_chunk_of_each_row_that_has_one():
+    """Rows without one are left as they are, and the rows keep their order."""
+    encoder = build(chunk_size=4)
+    features, lengths = torch.randn(4, 90, FEATURES), [90, 10, 90, 30]  # a chunk needs 19
+    expected = at_once(encoder, features[:, :90], [90, 90, 90, 90])
+    state = encoder.stream(rows=4)
+    encoder.buffer(features, state, lengths)
+    counts = []
+    while ready := encoder.ready(state):
+        before = [row.clone() for row in state.features]
+        frames, new = encoder.encode_chunk(state)
+        counts.append(new)
+        for row in range(4):
+            end = state.frames[row]
+            assert new[row] == (4 if row in ready else 0)
+            torch.testing.assert_close(
+                frames[row, : new[row]], expected[row][end - new[row] : end], rtol=1e-4, atol=1e-4
+            )
+            if row not in ready:
+                assert torch.equal(state.features[row], before[row])
+    assert counts == [[4, 0, 4, 4]] + [[4, 0, 4, 0]] * 4
+    assert encoder.encode_chunk(state)[1] == [0] * 4
+
+
+class Reordered(torch.nn.Module):
+    """A layer that calls its parts, which are equal in shape, in another order than modules() lists them."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.first, self.second = layer.self_attn, copy.deepcopy(layer.self_attn)
+        self.conv_a, self.conv_b = (ChunkConv1d(D, D, 5, padding=2) for _ in range(2))
+        for parameter in self.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+
+    def forward(self, x, mask):
+        for attention, conv in ((self.second, self.conv_b), (self.first, self.conv_a)):
+            x = x + attention(x, x, x, mask)
+            x = x + conv(x.transpose(1, 2)).transpose(1, 2)
+        return x, mask
+
+
+@pytest.mark.parametrize("kind", ATTENTIONS)
+def test_each_module_has_its_own_cache_whatever_the_order_of_the_calls(kind):
+    encoder = build("transformer", kind, "rope")
+    for number, layer in enumerate(encoder.encoders):
+        encoder.encoders[number] = Reordered(layer)
+    features = torch.randn(1, 150, FEATURES)
+    assert_same(piecewise(encoder, features, [150], lambda _: 9), at_once(encoder, features, [150]))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_caches_of_equal_shape_hold_the_frames_of_their_own_module(name):
+    """What the state has under a module's name is made of that module's own inputs."""
+    encoder, features = (
+        build(name, "mha", "rope" if name == "transformer" else "rel_pos"),
+        torch.randn(1, 16 * 6 + 3, FEATURES),
+    )
+    state = encoder.stream()
+    encoder.forward_chunk(features, state)
+    inputs, modules = {}, dict(encoder.encoders.named_modules())
+    for key in (*state.attention, *state.convolution):
+        modules[key].register_forward_hook(lambda _, args, __, key=key: inputs.__setitem__(key, args[0]))
+    at_once(encoder, features, [features.shape[1]])
+    assert len(state.attention) == 2 and (len(state.convolution) >= 2 or name == "transformer")
+    for key, cache in state.attention.items():
+        expected = modules[key].project_kv(inputs[key]).keep_last(8)
+        torch.testing.assert_close(cache.tensors, expected.tensors, rtol=1e-4, atol=1e-4)
+    for key, frames in state.convolution.items():
+        torch.testing.assert_close(frames, inputs[key][..., -frames.shape[-1] :], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_streaming_adds_no_parameter_and_renames_none(name):
     position = "rope" if name == "transformer" else "rel_pos"
@@ -306,7 +378,7 @@ def test_every_input_layer_streams(input_layer):
     assert_same(piecewise(encoder, features, [130], lambda _: 7), at_once(encoder, features, [130]))
 
 
-def test_a_stream_that_has_ended_takes_no_more():
+def test_a_stream_that_has_ended_takes_no_more_features():
     encoder = build()
     state = encoder.stream(rows=2)
     encoder.forward_chunk(torch.randn(2, 30, FEATURES), state, last=[True, False])
@@ -325,9 +397,9 @@ def test_a_stream_that_has_ended_takes_no_more():
             encoder.forward_chunk(features, state, **named)
 
 
-def test_an_encoder_in_training_does_not_run():
+def test_an_encoder_in_training_mode_is_refused():
     encoder = build().train()
-    with pytest.raises(ValueError, match=r"in training mode can't run: call eval\(\) first"):
+    with pytest.raises(ValueError, match=r"in training mode can't be streamed: call eval\(\) first"):
         encoder.forward_chunk(torch.randn(1, 30, FEATURES), encoder.stream())
 
 
@@ -352,10 +424,10 @@ WRONG = [
         {"streaming": {"chunk_size": 4, "left_chunks": 1, "dynamic_chunk_sizes": {"min": 3, "max": 2}}},
         r"min \(3\) must be at least 1 and at most max \(2\)",
     ),
-    ({"pos_enc_layer_type": "abs_pos"}, "pos_enc_layer_type: abs_pos can't be had with streaming .* rel_pos or rope"),
-    ({"input_layer": "embed"}, "input_layer: embed can't be had with streaming"),
+    ({"pos_enc_layer_type": "abs_pos"}, "pos_enc_layer_type: abs_pos can't be used with streaming .* rel_pos or rope"),
+    ({"input_layer": "embed"}, "input_layer: embed can't be used with streaming"),
     ({"selfattention_layer_type": "rel_selfattn", "attention_conf": {}, "streaming": {}}, "streaming: {} needs self"),
-    ({"positionwise_layer_type": "conv1d"}, "positionwise_layer_type: conv1d can't be had"),
+    ({"positionwise_layer_type": "conv1d"}, "positionwise_layer_type: conv1d can't be used"),
     ({"selfattention_layer_type": "rel_selfattn", "attention_conf": {}}, "streaming: .* but it is rel_selfattn"),
     (
         {"selfattention_layer_type": "linear", "attention_conf": {}, "pos_enc_layer_type": "rope"},
@@ -371,11 +443,11 @@ def test_a_wrong_value_is_refused_with_its_key_and_what_is_valid(conf, message):
 
 
 def test_a_branchformer_that_pools_over_the_utterance_is_refused():
-    with pytest.raises(ValueError, match="merge_method: learned_ave can't be had with streaming"):
+    with pytest.raises(ValueError, match="merge_method: learned_ave can't be used with streaming"):
         build("branchformer", merge_method="learned_ave")
 
 
-def test_a_model_of_whole_utterances_says_which_key_it_lacks():
+def test_a_full_context_encoder_is_refused_with_the_key_that_it_lacks():
     with pytest.raises(ValueError, match="encoder_conf: streaming is missing"):
         build(streaming=None).stream()
 

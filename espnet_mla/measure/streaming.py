@@ -1,4 +1,4 @@
-"""What a stream costs: latency, the time of a chunk, and the bytes of its state."""
+"""The cost of a stream: latency, time of a chunk, and bytes of the stream state."""
 
 from collections.abc import Sequence
 from itertools import cycle
@@ -15,55 +15,56 @@ from espnet_mla.trained.figures import GIGABYTE
 if TYPE_CHECKING:
     from espnet2.bin.asr_inference import Speech2Text
 
-PIECES = 50  # chunks of speech, streamed over and over
-UNBOUNDED = 30.0  # seconds streamed before measuring, where the left context is unlimited
+CHUNKS = 50  # of speech, which is repeated
+WARM_UP_SECONDS = 30.0  # of a stream before it is measured, where its left context is unbounded
 
 
 def figures(speech2text: "Speech2Text", speech: Sequence[Tensor], device: str) -> dict | None:
     """In JSON's types; None where the configuration's chunks are whole utterances.
 
-    The utterances are streamed, over and over, until the caches are full; then chunks are timed: features, encoder and
-    CTC search, without rescoring. `bytes` is the size of the encoder's stream state.
+    The utterances are streamed one after the other, and again, until the caches are full; then chunks are timed:
+    features, encoder and CTC search, without rescoring. `bytes` are those of the encoder's stream state.
 
     Args:
         speech2text: of a model with `encoder_conf: streaming`.
         speech: utterances (time,).
-        device: PyTorch's name of the device that the model computes on.
+        device: PyTorch's name of where the model computes.
 
     Raises:
-        ValueError: another part of the model needs whole utterances.
+        ValueError: another part of the model needs the whole utterance.
     """
     recogniser = StreamingSpeech2Text(speech2text, rescoring=False)
-    pool, chunks = recogniser.pool, recogniser.stream.state.chunks
+    model, chunks = recogniser.pool.model, recogniser.pool.model.chunks
     if chunks.size == ALL:
         return None
-    algorithmic = latency(pool.model, pool.fs, chunks)
+    algorithmic = latency(model.asr_model, model.fs, chunks)
     seconds = algorithmic.chunk / 1000
-    size = round(seconds * pool.fs)
-    pieces = cycle(speed.speech_of_length(speech, size * PIECES).cpu().float().split(size))
+    size = round(seconds * model.fs)
+    audio = cycle(speed.speech_of_length(speech, size * CHUNKS).cpu().float().split(size))
 
-    def process_chunk() -> None:
-        recogniser.accept(next(pieces))
+    def recognise_chunk() -> None:
+        recogniser.accept(next(audio))
 
-    window = UNBOUNDED if chunks.window is None else chunks.window * pool.frame_seconds
+    window = WARM_UP_SECONDS if chunks.window is None else chunks.window * model.frame_seconds
     for _ in range(round(window / seconds) + 2):
-        process_chunk()
+        recognise_chunk()
     state = recogniser.stream.state
-    sizes = {
+    state_bytes = {
         "attention_bytes": state.attention_nbytes,
         "convolution_bytes": state.convolution_nbytes,
         "features_bytes": state.features_nbytes,
     }
-    total = sum(sizes.values())
+    after_seconds = round(state.frames[0] * model.frame_seconds, 3)
+    total = sum(state_bytes.values())
     return {
         "chunk_size": chunks.size,
         "left_chunks": chunks.left,
         "latency_ms": algorithmic.milliseconds,
         "chunk_ms": algorithmic.chunk,
         "look_ahead_ms": algorithmic.look_ahead,
-        "chunk": speed.measure_time(process_chunk, device, seconds),
-        "after_seconds": round(state.frames[0] * pool.frame_seconds, 3),
-        **sizes,
+        "chunk": speed.measure_time(recognise_chunk, device, seconds),
+        "after_seconds": after_seconds,
+        **state_bytes,
         "bytes": total,
         "per_gigabyte": GIGABYTE // total if total else None,
     }

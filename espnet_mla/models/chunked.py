@@ -1,12 +1,11 @@
-"""The modules of an encoder that mix frames, in chunks: in one pass with masks, or chunk by chunk with caches.
+"""Chunked inference of the modules that mix frames: all chunks in one masked pass, or chunk by chunk with caches.
 
-Those modules are its attentions and its convolutions along time. Everything else works frame by frame.
+Those modules are an encoder's attentions and its convolutions along time. Everything else works frame by frame.
 """
 
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from espnet_mla.attention import Attention, Cache, CachedPosition, Chunks, atten
 
 
 class MaskedChunks:
-    """The attention context of whole utterances that are cut into chunks, all chunks in one pass."""
+    """The attention context of whole utterances, masked to chunks, all chunks in one pass."""
 
     def __init__(self, chunks: Chunks):
         self.chunks = chunks
@@ -25,7 +24,7 @@ class MaskedChunks:
         return attention.attend_in_chunks(x, position, mask, self.chunks)
 
     def convolve(self, conv: "ChunkConv1d", x: Tensor) -> Tensor:
-        """Each chunk with the frames before it, and with zeros after it, in one pass: (b, channels, t) -> the same."""
+        """Each chunk with its left context, and zeros to its right: (b, channels, t) -> (b, channels, t)."""
         time, size, left = x.shape[-1], self.chunks.size, conv.reach
         x = nn.functional.pad(x, (left, -time % size)).unfold(-1, left + size, size)
         batch, channels, chunks, _ = x.shape  # the last axis: left + size
@@ -35,9 +34,9 @@ class MaskedChunks:
 
 
 class ChunkConv1d(nn.Conv1d):
-    """A convolution along time that sees what the attention context allows: never a frame to the right of its chunk.
+    """A convolution along time that does not look beyond its chunk, where the attention context has chunks.
 
-    With stride and dilation 1, an odd kernel, and as many zeros at the ends as keep the length.
+    With stride and dilation 1, an odd kernel, and padding that keeps the length.
     """
 
     @classmethod
@@ -67,18 +66,17 @@ class ChunkConv1d(nn.Conv1d):
 
 @dataclass
 class StreamState:
-    """The state of streams that are encoded side by side, in rows; made by an encoder's `stream()`.
+    """The state of streams that are encoded as the rows of one batch; made by an encoder's `stream()`.
 
     Args:
-        chunks: how they are cut.
-        attention: name of each attention's module -> its cache of the frames before.
+        chunks: of all rows.
+        attention: name of each attention's module -> its cache of earlier frames.
         convolution: name of each convolution's module -> its last input frames, (rows, channels, half its kernel).
-        features: of each row those that wait for the rest of their chunk, (frames, features). The first few of them have
-            been seen by the last frame of the chunk before.
-        frames: of each row, how many frames of the encoder's output it has had.
-        ended: of each row, whether its last features have come.
-        past: how many frames a cache of frames holds: as many as the row has that sees most, the others having less that
-            count, at the end.
+        features: for each row, those that wait for the rest of their chunk, (frames, features). The chunk before has
+            seen the first few of them.
+        frames: for each row, how many frames have been encoded.
+        ended: for each row, whether its last features have arrived.
+        past: frames that the attentions' caches hold: those of the row with most; a row with fewer has them at the end.
     """
 
     chunks: Chunks
@@ -95,26 +93,26 @@ class StreamState:
 
     @property
     def attention_nbytes(self) -> int:
-        """Bytes that the attentions keep, of all rows."""
+        """Bytes of the attentions' caches, of all rows."""
         return sum(cache.nbytes for cache in self.attention.values())
 
     @property
     def convolution_nbytes(self) -> int:
-        """Bytes that the convolutions keep, of all rows."""
+        """Bytes of the convolutions' caches, of all rows."""
         return sum(frames.nbytes for frames in self.convolution.values())
 
     @property
     def features_nbytes(self) -> int:
-        """Bytes of the features that wait; less than those of a chunk and of what the subsampling looks ahead."""
+        """Bytes of the features that wait for their chunk."""
         return sum(features.nbytes for features in self.features)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is kept."""
+        """Bytes of the whole state."""
         return self.attention_nbytes + self.convolution_nbytes + self.features_nbytes
 
     def select(self, rows: Sequence[int]) -> "StreamState":
-        """These rows, in that order, in memory of their own."""
+        """A copy of these rows, in that order."""
         index = torch.tensor(rows, device=self.features[0].device)
         past = min(self.past, max(self.frames[row] for row in rows))
         return StreamState(
@@ -127,10 +125,10 @@ class StreamState:
 
     @staticmethod
     def join(streams: Sequence["StreamState"]) -> "StreamState":
-        """The rows of all of them. What becomes of these leaves the streams that they come from as they were.
+        """The rows of all of them as one state. Updating it leaves `streams` as they are.
 
         Raises:
-            ValueError: they are not cut alike.
+            ValueError: their chunks differ.
         """
         first = streams[0]
         if len(streams) == 1:
@@ -138,7 +136,9 @@ class StreamState:
                 first, **{name: copy(value) for name, value in vars(first).items() if isinstance(value, dict | list)}
             )
         if other := next((stream for stream in streams if stream.chunks != first.chunks), None):
-            raise ValueError(f"streams in one batch are cut alike, but here are {first.chunks} and {other.chunks}")
+            raise ValueError(
+                f"streams of one batch must have the same chunks, but here are {first.chunks} and {other.chunks}"
+            )
         return StreamState(
             first.chunks,
             {
@@ -152,15 +152,15 @@ class StreamState:
 
 
 class ChunkStep:
-    """The attention context of the next chunk of each of some streams.
+    """The attention context of the next chunk of each row of a stream state.
 
     Attributes:
         attention, convolution: as in `StreamState`, after this chunk.
 
     Args:
-        stream: their state, which stays as it is.
+        stream: the state, which is not changed.
         names: each attention and convolution -> its name in that state.
-        lengths: how many new frames each row has; the chunk is as long as the longest.
+        lengths: how many new frames each row has, (rows,).
         position: the sinusoids of the window, where positions are relative.
         device: of the frames.
     """
@@ -168,7 +168,7 @@ class ChunkStep:
     def __init__(
         self,
         stream: StreamState,
-        names: Mapping[Any, str],
+        names: Mapping[nn.Module, str],
         lengths: Sequence[int],
         position: CachedPosition | None,
         device: torch.device,

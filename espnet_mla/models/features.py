@@ -1,4 +1,4 @@
-"""Features of speech that comes in pieces, equal to those that ESPnet's frontend makes of the whole."""
+"""Features of audio that arrives in pieces, equal to those that ESPnet's frontend makes of the whole utterance."""
 
 import torch
 from espnet2.asr.frontend.default import DefaultFrontend
@@ -7,10 +7,16 @@ from torch import Tensor, nn
 
 
 class StreamingFeatures:
-    """The features of one stream.
+    """The features of one stream, and the only place where its audio waits.
 
-    The frontend itself is run, over what is new and as much before it as its windows reach back. The frames that the
-    borders of such a piece have spoilt are left out, so that the borders of the whole alone count.
+    The frontend itself is run over the new samples and the left context of their windows. Frames whose window crosses
+    the border of such a piece are left out, so that only the borders of the whole utterance are padded.
+
+    ::
+
+        features = StreamingFeatures(model.frontend, model.normalize)
+        features.accept(samples)  # any number of them; nothing is computed yet
+        frames = features.extract()  # (time, features)
 
     Args:
         frontend: ESPnet's default one.
@@ -25,56 +31,73 @@ class StreamingFeatures:
         self.frontend, self.normalize = frontend, normalize
         stft = frontend.stft
         self.hop = stft.hop_length
-        # Samples that a frame needs before and after the one that it stands at.
+        # Samples of a frame's window before and after the sample that the frame is centred at.
         self.before = stft.n_fft // 2 if stft.center else 0
         self.after = stft.n_fft - self.before
-        self.samples = 0  # that have come
-        self.frames = 0  # that were made
-        self._from = 0  # the frame at which the waiting samples begin
-        self._waiting: Tensor | None = None
+        self.samples = 0  # accepted
+        self.frames = 0  # extracted
+        self._first = 0  # frame at which the waiting samples begin
+        self._waiting = next(frontend.buffers()).new_zeros(0)
+        self._new: list[Tensor] = []  # samples after those
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the samples that are kept: those of a window, and those that wait for the rest of theirs."""
-        return 0 if self._waiting is None else self._waiting.nbytes
+        """Bytes of the waiting samples: those not extracted yet, and the left context of the next window."""
+        return self._waiting.untyped_storage().nbytes() + sum(samples.nbytes for samples in self._new)
 
-    def accept(self, samples: Tensor, last: bool = False) -> Tensor:
-        """Take in samples (time,), and return the features (frames, features) that are whole now."""
-        self._waiting = samples if self._waiting is None else torch.cat((self._waiting, samples))
-        self.samples += len(samples)
-        whole = self.whole(self.samples, last)
-        if whole <= self.frames:
-            return samples.new_zeros(0, self.frontend.output_size())
-        piece = self._waiting.unsqueeze(0)
-        features, lengths = self.frontend(piece, torch.tensor([piece.shape[1]], device=piece.device))
-        features = features[:, self.frames - self._from : whole - self._from]
-        if self.normalize is not None:
-            features, _ = self.normalize(features, torch.tensor([features.shape[1]], device=piece.device))
-        self.frames = whole
-        # Of a piece that begins in mid-stream the first frames are spoilt: those whose window would reach before it.
-        # Nor does a piece begin beyond what has come, where windows lie apart from each other.
-        begin = max(self._from, min(whole - -(-self.before // self.hop), self.samples // self.hop))
-        self._waiting = self._waiting[(begin - self._from) * self.hop :].clone()
-        self._from = begin
-        return features[0]
+    def accept(self, samples: Tensor) -> None:
+        """Buffer samples (time,)."""
+        if len(samples):
+            self.samples += len(samples)
+            self._new.append(samples.to(self._waiting))
 
-    def whole(self, samples: int, last: bool = False) -> int:
-        """How many frames have all that they see, once so many samples have come."""
-        if samples <= self.before:  # less than what is mirrored at the borders
+    def available(self, last: bool = False) -> int:
+        """How many features can be extracted: those whose windows are complete.
+
+        Args:
+            last: whether no more samples come, so that the end of the audio is padded.
+        """
+        if self.samples <= self.before:  # fewer than the reflection padding needs
             return 0
         ahead = self.after - (self.before if last else 0)
-        return max(0, (samples - ahead) // self.hop + 1)
+        return max(0, (self.samples - ahead) // self.hop + 1 - self.frames)
+
+    def extract(self, limit: int | None = None, last: bool = False) -> Tensor:
+        """The next available features (frames, features), at most `limit` of them."""
+        count = self.available(last)
+        count = count if limit is None else min(count, limit)
+        if not count:
+            return self._waiting.new_zeros(0, self.frontend.output_size())
+        if self._new:
+            self._waiting, self._new = torch.cat((self._waiting, *self._new)), []
+        begin, end = self.frames - self._first, self.frames - self._first + count
+        piece = self._waiting[: max((end - 1) * self.hop + self.after, self.before + 1)].unsqueeze(0)
+        features, _ = self.frontend(piece, torch.tensor([piece.shape[1]], device=piece.device))
+        features = features[:, begin:end]
+        if self.normalize is not None:
+            features, _ = self.normalize(features, torch.tensor([count], device=piece.device))
+        self.frames += count
+        self._discard()
+        return features[0]
+
+    def _discard(self) -> None:
+        """Drop the samples that no later window reaches; none that are yet to come, where windows lie apart."""
+        first = max(self._first, min(self.frames - -(-self.before // self.hop), self.samples // self.hop))
+        self._waiting = self._waiting[(first - self._first) * self.hop :]
+        self._first = first
+        if self._waiting.untyped_storage().nbytes() > 2 * self._waiting.nbytes:  # each sample is copied once or twice
+            self._waiting = self._waiting.clone()
 
 
 def check(frontend: nn.Module | None, normalize: nn.Module | None) -> None:
-    """See that features can be made piece by piece.
+    """Check that features can be extracted while the audio arrives.
 
     Raises:
         ValueError: they can't.
     """
     if type(frontend) is not DefaultFrontend or frontend.stft is None:
         name = type(frontend).__name__ if frontend is not None else "null"
-        raise ValueError(f"frontend: {name} can't be heard piece by piece; default can")
+        raise ValueError(f"frontend: {name} can't be streamed; it must be default, with apply_stft")
     inner = frontend.frontend
     if inner is not None and (getattr(inner, "use_wpe", False) or getattr(inner, "use_beamformer", False)):
         raise ValueError("frontend_conf: use_wpe and use_beamformer need the whole utterance: they must be false")

@@ -1,4 +1,4 @@
-"""How long after it was spoken a chunk can be encoded at the earliest."""
+"""The algorithmic latency of a streaming encoder."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ from espnet_mla.models import features
 
 @dataclass(frozen=True)
 class Latency:
-    """The algorithmic latency: that of a machine that computes in no time.
+    """The algorithmic latency: that of chunked inference if computing took no time.
 
     Args:
-        chunk: milliseconds of audio that a chunk is.
-        look_ahead: milliseconds after it that its last frame sees, through the subsampling and the window of the features.
+        chunk: milliseconds of audio in a chunk.
+        look_ahead: milliseconds beyond it that its last frame sees, by the subsampling and the window of the features.
     """
 
     chunk: float
@@ -22,19 +22,19 @@ class Latency:
 
     @property
     def milliseconds(self) -> float:
-        """From the beginning of a chunk to the last sample that it needs: what the chunk's first sound has to wait."""
+        """From the beginning of a chunk to the last sample that it needs: the latency of the chunk's first frame."""
         return self.chunk + self.look_ahead
 
 
 def latency(model: nn.Module, fs: int, chunks: Chunks) -> Latency:
-    """Of a model in these chunks, which are not whole utterances.
+    """The latency of a model with these chunks, which are not whole utterances.
 
     Args:
         model: ESPnetASRModel, with a `StreamingEncoder`.
         fs: Hz of its audio.
 
     Raises:
-        ValueError: its features need whole utterances.
+        ValueError: its features need the whole utterance.
     """
     features.check(model.frontend, model.normalize)
     stft, (rate, _) = model.frontend.stft, model.encoder.subsampling

@@ -1,5 +1,6 @@
 """Streaming encoders: their configuration, their training in chunks, and chunked inference with a stream state."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,29 +15,29 @@ from espnet_mla.models.chunked import ChunkConv1d, ChunkStep, MaskedChunks, Stre
 _KEYS = ("chunk_size", "left_chunks", "dynamic_chunk_sizes")
 _RANGE = ("min", "max", "full_context")
 
-# What can't be had in chunks: key of the encoder's configuration -> the values that can, and why no others.
-_CHUNKED: dict[str, tuple[tuple, str]] = {
+# Key of the encoder's configuration -> the values that it can have with `streaming`, and why no others.
+_STREAMABLE: dict[str, tuple[tuple, str]] = {
     "pos_enc_layer_type": (("rel_pos", "rope"), "a stream has no end that positions could be counted up to"),
     "input_layer": (
         ("conv2d", "conv2d1", "conv2d2", "conv2d6", "conv2d8", "conv1d1", "conv1d2", "conv1d3", "linear"),
-        "there must be features, and positions",
+        "the encoder must take features and add positions",
     ),
-    "positionwise_layer_type": (("linear", None), "the other kinds see frames to the right"),
-    "merge_method": (("concat", "fixed_ave"), "learned_ave weighs the branches by the whole utterance"),
+    "positionwise_layer_type": (("linear", None), "the other kinds look ahead"),
+    "merge_method": (("concat", "fixed_ave"), "learned_ave pools over the whole utterance"),
     "interctc_use_conditioning": ((False,), "chunks are encoded without CTC"),
-    "ctc_trim": ((False,), "it takes frames out"),
-    "gradient_checkpoint_layers": (([], ()), "layers run again would see the whole utterance"),
+    "ctc_trim": ((False,), "it removes frames"),
+    "gradient_checkpoint_layers": (([], ()), "recomputed layers would see the whole utterance"),
 }
 
 
 @dataclass(frozen=True)
 class Streaming:
-    """What `streaming` in an encoder's configuration says.
+    """`streaming` of an encoder's configuration.
 
     Args:
-        chunks: as which the encoder runs, is validated and decodes unless it is told otherwise.
-        sizes: of chunks one of which each batch is trained with; empty for that of `chunks` alone.
-        full_context: in place of a size, how often a batch is trained with the whole utterance, from 0 to 1.
+        chunks: of validation and inference, unless `set_chunks` sets others.
+        sizes: chunk sizes that training draws from, one for each batch; empty for that of `chunks` alone.
+        full_context: probability that a batch is trained with full context instead, from 0 to 1.
     """
 
     chunks: Chunks
@@ -44,7 +45,7 @@ class Streaming:
     full_context: float = 0.0
 
     def draw(self) -> Chunks:
-        """The chunks of a batch of training (dynamic chunk training, U2, arXiv 2012.05481, section 3.2)."""
+        """The chunks of a training batch (dynamic chunk training, U2, arXiv 2012.05481, section 3.2)."""
         if not self.sizes:
             return self.chunks
         if torch.rand(()).item() < self.full_context:
@@ -56,7 +57,7 @@ def read(conf: object) -> Streaming:
     """Read `streaming`.
 
     Raises:
-        ValueError: a key is unknown or missing, or a value can't be.
+        ValueError: a key is unknown or missing, or a value is not valid.
     """
     known = f"its keys are {', '.join(_KEYS)}"
     if not isinstance(conf, Mapping):
@@ -88,10 +89,10 @@ def read(conf: object) -> Streaming:
 
 
 def chunk_size(value: object, key: str = "streaming: chunk_size") -> int:
-    """`value`, if it is a size of chunks: a number of frames, or -1 for the whole utterance.
+    """`value`, checked to be a chunk size: a number of frames, or -1 for the whole utterance.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is neither.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1 and value != ALL:
         raise ValueError(f"{key}: {value!r} must be a number of encoder frames, or -1 for the whole utterance")
@@ -99,21 +100,21 @@ def chunk_size(value: object, key: str = "streaming: chunk_size") -> int:
 
 
 def left_chunks(value: object, key: str = "streaming: left_chunks") -> int:
-    """`value`, if it is a number of chunks to the left, or -1 for all.
+    """`value`, checked to be a number of chunks of left context, or -1 for all.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is neither.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < ALL:
-        raise ValueError(f"{key}: {value!r} must be a number of chunks, or -1 for all that were before")
+        raise ValueError(f"{key}: {value!r} must be a number of chunks, or -1 for all earlier ones")
     return value
 
 
 class StreamingEncoder(AbsEncoder):
-    """Mixed in before one of ESPnet's encoders, adds chunked attention and chunk-by-chunk inference where `streaming` is given.
+    """A mixin before one of ESPnet's encoders: with `streaming`, chunked attention and inference chunk by chunk.
 
     Attributes:
-        streaming: what the configuration says, or None.
+        streaming: of the configuration; None for a full-context encoder.
         chunks: of inference and validation; see `set_chunks`.
     """
 
@@ -121,15 +122,15 @@ class StreamingEncoder(AbsEncoder):
     chunks: Chunks
 
     def _configure_streaming(self, conf: Mapping[str, Any]) -> None:
-        """Take on `streaming` of the configuration, after ESPnet's constructor.
+        """Apply `streaming` of the configuration, after ESPnet's constructor.
 
         Raises:
-            ValueError: `streaming` is wrong, or something in the configuration can't be had in chunks.
+            ValueError: `streaming` is not valid, or another key of the configuration needs the whole utterance.
         """
-        for key, (valid, why) in _CHUNKED.items():
+        for key, (valid, why) in _STREAMABLE.items():
             if key in conf and conf[key] not in valid:
-                shown = " or ".join(str(value) for value in valid)
-                raise ValueError(f"{key}: {conf[key]} can't be had with streaming ({why}); it must be {shown}")
+                choices = " or ".join(str(value) for value in valid)
+                raise ValueError(f"{key}: {conf[key]} can't be used with streaming ({why}); it must be {choices}")
         self.streaming = read(conf["streaming"])
         self._input_size = conf["input_size"]
         for layer in self.encoders:
@@ -141,14 +142,14 @@ class StreamingEncoder(AbsEncoder):
         self.set_chunks()
 
     def set_chunks(self, chunk_size: int | None = None, left_chunks: int | None = None) -> Chunks:
-        """Say in which chunks `forward` sees an utterance when it is not training, and new streams are cut.
+        """Set the chunks of `forward` in evaluation mode, and of new streams.
 
         Args:
             chunk_size: frames, or -1 for the whole utterance; None for the configuration's.
             left_chunks: chunks before its own that a frame sees, or -1 for all; None for the configuration's.
 
         Raises:
-            ValueError: the encoder was not built for streaming, or a value can't be.
+            ValueError: this is a full-context encoder, or a value is not valid.
         """
         self.chunks = self._resolve_chunks(chunk_size, left_chunks)
         return self.chunks
@@ -163,12 +164,12 @@ class StreamingEncoder(AbsEncoder):
         size = default.size if size is None else chunk_size(size, "chunk_size")
         left = default.left if left is None else left_chunks(left, "left_chunks")
         if left != ALL and any(attention.name == "linear" for attention in self._attentions()):
-            raise ValueError(f"left_chunks: {left}, but linear attention sums over all that was before: it must be -1")
+            raise ValueError(f"left_chunks: {left}, but linear attention sums over all earlier frames: it must be -1")
         return Chunks(size, left)
 
     @property
     def subsampling(self) -> tuple[int, int]:
-        """For how many feature frames one frame stands, and how many it sees, its own and those to the right of them."""
+        """Feature frames per frame of the output, and how many one frame of the output sees (its receptive field)."""
         rate, span = 1, 1
         for module in self.embed.modules():
             if isinstance(module, nn.Conv1d | nn.Conv2d):
@@ -177,7 +178,7 @@ class StreamingEncoder(AbsEncoder):
         return rate, span
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple:
-        """As ESPnet's; with `streaming` each frame sees what its chunk allows, all chunks in one pass."""
+        """As ESPnet's; with `streaming`, with the attention masked to chunks, all chunks in one pass."""
         if self.streaming is None:
             return super().forward(*args, **kwargs)
         chunks = self.streaming.draw() if self.training else self.chunks
@@ -185,11 +186,11 @@ class StreamingEncoder(AbsEncoder):
             return super().forward(*args, **kwargs)
 
     def stream(self, chunk_size: int | None = None, left_chunks: int | None = None, rows: int = 1) -> StreamState:
-        """The state of streams that are yet to begin.
+        """The state of new streams.
 
         Args:
-            chunk_size, left_chunks: None for those of `set_chunks`; else as there.
-            rows: how many streams run side by side.
+            chunk_size, left_chunks: as of `set_chunks`; None for both: those that were set there.
+            rows: the number of streams, which are encoded as one batch.
 
         Raises:
             ValueError: as `set_chunks`.
@@ -208,7 +209,6 @@ class StreamingEncoder(AbsEncoder):
         features = [like.new_zeros(0, self._input_size) for _ in range(rows)]
         return StreamState(chunks, attention, convolution, features, [0] * rows, [False] * rows)
 
-    @torch.no_grad()
     def forward_chunk(
         self,
         features: Tensor,
@@ -216,42 +216,48 @@ class StreamingEncoder(AbsEncoder):
         lengths: Tensor | Sequence[int] | None = None,
         last: bool | Sequence[bool] = False,
     ) -> tuple[Tensor, Tensor]:
-        """Encode new features of some streams: all chunks that are complete now, and at the end the rest.
+        """Encode all chunks that new features complete, and the rest of the streams that end with them.
+
+        ::
+
+            state = encoder.stream(rows=2)
+            frames, lengths = encoder.forward_chunk(features, state)  # features (2, time, features)
 
         Args:
             features: (rows, time, features), any number of frames.
             state: of `stream()`; it is updated in place.
-            lengths: of each row, (rows,); None where all are whole.
-            last: whether these are a stream's last, for all rows or for each.
+            lengths: number of frames in each row, (rows,); None where no row is padded.
+            last: whether the streams end with these features, for all rows or for each.
 
         Returns:
-            The new frames (rows, time, d_model), and how many each row has, (rows,). A chunk comes out as soon as the
-            features have that its last frame sees; the end comes out with `last`.
+            The new frames (rows, time, d_model), and how many each row has, (rows,). A chunk is encoded as soon as the
+            features have arrived that its last frame sees.
 
         Raises:
             ValueError: a row has ended before, the sizes don't fit the state, or the encoder is in training mode.
         """
-        if self.training:
-            raise ValueError("an encoder in training mode can't run: call eval() first")
-        self._buffer(features, state, lengths, last)
-        outs: list[list[Tensor]] = [[] for _ in range(len(state))]
-        while ready := [row for row in range(len(state)) if self._has_chunk(state, row)]:
-            part = state if len(ready) == len(state) else state.select(ready)
-            out, out_lengths = self._encode_chunk(part)
-            for row, frames, length in zip(ready, out, out_lengths, strict=True):
-                outs[row].append(frames[:length])
-            if part is not state:
-                rest = [row for row in range(len(state)) if row not in ready]
-                order = [*ready, *rest]
-                joined = StreamState.join([part, state.select(rest)])
-                vars(state).update(vars(joined.select([order.index(row) for row in range(len(state))])))
-        new = [torch.cat(pieces) if pieces else features.new_zeros(0, self.output_size()) for pieces in outs]
-        counts = torch.tensor([len(frames) for frames in new], device=features.device)
-        return nn.utils.rnn.pad_sequence(new, batch_first=True), counts
+        self.buffer(features, state, lengths, last)
+        outs = [[features.new_zeros(0, self.output_size())] for _ in range(len(state))]
+        while self.ready(state):
+            frames, new = self.encode_chunk(state)
+            for row, (out, count) in enumerate(zip(frames, new, strict=True)):
+                outs[row].append(out[:count])
+        rows = [torch.cat(out) for out in outs]
+        counts = torch.tensor([len(row) for row in rows], device=features.device)
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True), counts
 
-    def _buffer(
-        self, features: Tensor, state: StreamState, lengths: Tensor | Sequence[int] | None, last: bool | Sequence[bool]
+    def buffer(
+        self,
+        features: Tensor,
+        state: StreamState,
+        lengths: Tensor | Sequence[int] | None = None,
+        last: bool | Sequence[bool] = False,
     ) -> None:
+        """Append features to the state, where they wait for their chunk; arguments as of `forward_chunk`.
+
+        Raises:
+            ValueError: a row has ended before, or the sizes don't fit the state.
+        """
         rows = len(state)
         lengths = [features.shape[1]] * rows if lengths is None else [int(length) for length in lengths]
         last = [last] * rows if isinstance(last, bool) else list(last)
@@ -268,19 +274,53 @@ class StreamingEncoder(AbsEncoder):
             state.features[row] = torch.cat((state.features[row], features[row, :length]))
             state.ended[row] |= ends
 
+    def ready(self, state: StreamState) -> list[int]:
+        """The rows that have a chunk to be encoded: a complete one, or the rest of a stream that has ended."""
+        size = state.chunks.size
+        whole = math.inf if size == ALL else self.input_frames(size)
+        return [
+            row
+            for row, (features, ended) in enumerate(zip(state.features, state.ended, strict=True))
+            if len(features) >= (self.input_frames(1) if ended else whole)
+        ]
+
+    @torch.no_grad()
+    def encode_chunk(self, state: StreamState) -> tuple[Tensor, list[int]]:
+        """Encode one chunk of each row that has one, all in one batch. Should it fail, the state is as it was.
+
+        Args:
+            state: of `stream()`, with the features that `buffer` has appended; it is updated in place.
+
+        Returns:
+            The new frames (rows, time, d_model), and how many each row has.
+
+        Raises:
+            ValueError: the encoder is in training mode.
+        """
+        if self.training:
+            raise ValueError("an encoder in training mode can't be streamed: call eval() first")
+        rows, ready = list(range(len(state))), self.ready(state)
+        if not ready:
+            return state.features[0].new_zeros(len(rows), 0, self.output_size()), [0] * len(rows)
+        if ready == rows:
+            return self._encode_rows(state)
+        part = state.select(ready)
+        frames, lengths = self._encode_rows(part)
+        rest = [row for row in rows if row not in ready]
+        joined = StreamState.join([part, state.select(rest)])
+        vars(state).update(vars(joined.select([(ready + rest).index(row) for row in rows])))
+        out = frames.new_zeros(len(rows), *frames.shape[1:])
+        out[ready] = frames
+        new = dict(zip(ready, lengths, strict=True))
+        return out, [new.get(row, 0) for row in rows]
+
     def input_frames(self, frames: int) -> int:
         """How many feature frames so many frames of the output see."""
         rate, span = self.subsampling
         return (frames - 1) * rate + span
 
-    def _has_chunk(self, state: StreamState, row: int) -> bool:
-        """Whether the row has a chunk, or, at its end, a frame."""
-        waiting, size = len(state.features[row]), state.chunks.size
-        whole = size != ALL and waiting >= self.input_frames(size)
-        return whole or state.ended[row] and waiting >= self.input_frames(1)
-
-    def _encode_chunk(self, state: StreamState) -> tuple[Tensor, list[int]]:
-        """Encode one chunk of each row, which all have one."""
+    def _encode_rows(self, state: StreamState) -> tuple[Tensor, list[int]]:
+        """`encode_chunk`, where every row has one."""
         rate, span = self.subsampling
         size = max(map(len, state.features)) if state.chunks.size == ALL else state.chunks.size
         chunks = [features[: self.input_frames(size)] for features in state.features]
@@ -295,7 +335,7 @@ class StreamingEncoder(AbsEncoder):
         state.attention, state.convolution = step.attention, step.convolution
         state.features = [features[size * rate :].clone() for features in state.features]
         state.frames = [had + new for had, new in zip(state.frames, lengths, strict=True)]
-        return out[0] if isinstance(out, tuple) else out, lengths  # with those of the layers between
+        return out[0] if isinstance(out, tuple) else out, lengths  # without the outputs of intermediate layers
 
     def _position(self, state: StreamState, time: int) -> CachedPosition | None:
         """The sinusoids of the distances in the window of a chunk of `time` frames."""

@@ -1,4 +1,4 @@
-"""espnet-mla stream: the text of speech while it is heard, from a file or from the standard input."""
+"""espnet-mla stream: the text of a file or of the standard input while it arrives."""
 
 import argparse
 import shutil
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from espnet_mla.streaming.result import Result
 
 STDIN = "-"
-PIECE = 0.1  # seconds of a file that are handed over at a time
-READ = 1 << 14  # bytes of the standard input, at most
+FILE_PIECE_SECONDS = 0.1  # of a file, that are recognised at a time
+STDIN_BYTES = 1 << 14  # most bytes of the standard input that are read at a time
 
 DESCRIPTION = """\
-Hear an audio file, or the standard input, piece by piece, and show the text as it grows; then the whole text, as espnet-mla
-transcribe shows it: the file, a tab, the text. Takes models that were trained with encoder_conf: streaming.
+Recognise an audio file, or the standard input, piece by piece, and show the partial text; then print the final text as
+espnet-mla transcribe does: the file, a tab, the text. Takes models that were trained with encoder_conf: streaming.
 
     espnet-mla stream MODEL speech.flac
     arecord -f S16_LE -r 16000 | espnet-mla stream MODEL -
@@ -32,97 +32,93 @@ transcribe shows it: the file, a tab, the text. Takes models that were trained w
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Hear the audio, and return the exit status."""
+    """Recognise the audio, and return the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.fs is not None and options.audio != STDIN:
-        parser.error("--fs is the rate of the standard input: a file tells its own")
+        parser.error("--fs is the sampling rate of the standard input: a file has its own")
     if options.fs is not None and options.fs < 1:
-        parser.error(f"--fs {options.fs}: at least 1 Hz is needed")
+        parser.error(f"--fs {options.fs}: it must be at least 1 Hz")
     import espnet_mla
 
-    model = {"inference_asr_model": options.inference_asr_model} if options.inference_asr_model else {}
-    given = {name: getattr(options, name) for name in ("chunk_size", "left_chunks", "beam_size", "ctc_weight")}
+    names = ("inference_asr_model", "chunk_size", "left_chunks", "beam_size", "ctc_weight")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
     device = device_of(parser, options)
     try:
         recogniser = espnet_mla.StreamingSpeech2Text(
-            options.model,
-            fs=options.fs,
-            device=device,
-            rescoring=not options.no_rescoring,
-            **model,
-            **{name: value for name, value in given.items() if value is not None},
+            options.model, fs=options.fs, device=device, rescoring=not options.no_rescoring, **given
         )
-        heard = _listened(recogniser, _pieces(options.audio, recogniser.pool.fs), options)
+        result = _recognise(recogniser, _pieces(options.audio, recogniser.pool.model.fs), options)
     except (UserError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    text = heard.text
+    text = result.text
     if options.times:
-        text = "\n".join(f"{second:.2f}\t{token}" for second, token in zip(heard.times, heard.tokens, strict=True))
+        text = "\n".join(f"{second:.2f}\t{token}" for second, token in zip(result.times, result.tokens, strict=True))
     print(text if options.audio == STDIN or options.times else f"{options.audio}\t{text}", flush=True)
     return 0
 
 
-def _listened(
+def _recognise(
     recogniser: "StreamingSpeech2Text", pieces: Iterator["np.ndarray"], options: argparse.Namespace
 ) -> "Result":
-    """The final result; the others are shown on the way. Ctrl-C ends the audio, as a microphone has no other end."""
-    shown = _Shown()
-    rate, taken, began = options.fs or recogniser.pool.fs, 0, time.monotonic()
+    """The final result; partial ones are displayed meanwhile. Ctrl-C ends the audio: a microphone has no other end."""
+    display = _PartialTextDisplay()
+    rate, samples, start = options.fs or recogniser.pool.model.fs, 0, time.monotonic()
     with _Interrupts() as interrupts:
-        while (piece := interrupts.waiting(lambda: next(pieces, None))) is not None:
-            taken += len(piece)
+        while (piece := interrupts.wait_for(lambda: next(pieces, None))) is not None:
+            samples += len(piece)
             if options.realtime:
-                interrupts.waiting(lambda: time.sleep(max(0.0, began + taken / rate - time.monotonic())))
+                spoken = start + samples / rate
+                interrupts.wait_for(lambda end=spoken: time.sleep(max(0.0, end - time.monotonic())))
             if result := recogniser.accept(piece):
-                shown.show(result, taken / rate)
-    shown.clear()
+                display.update(result, samples / rate)
+    display.clear()
     return recogniser.finish()
 
 
 class _Interrupts:
-    """Ctrl-C, which ends a wait at once, and lets what is computed come to its end."""
+    """Ctrl-C, which ends a wait at once, but lets a computation finish."""
 
     def __init__(self) -> None:
-        self._asked = self._waiting = False
+        self._interrupted = self._waiting = False
 
     def __enter__(self) -> "_Interrupts":
-        self._before = signal.signal(signal.SIGINT, self._ask)
+        self._before = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGINT, self._before)
 
-    def _ask(self, *_: object) -> None:
-        self._asked = True
+    def _interrupt(self, *_: object) -> None:
+        self._interrupted = True
         if self._waiting:
             raise KeyboardInterrupt
 
-    def waiting(self, wait: Callable[[], "np.ndarray | None"]) -> "np.ndarray | None":
-        """What comes of waiting; None after Ctrl-C."""
+    def wait_for(self, wait: Callable[[], "np.ndarray | None"]) -> "np.ndarray | None":
+        """What `wait` returns; None after Ctrl-C."""
         self._waiting = True
         try:
-            return None if self._asked else wait()
+            return None if self._interrupted else wait()
         except KeyboardInterrupt:
             return None
         finally:
             self._waiting = False
 
 
-class _Shown:
-    """Partial text on the standard error: on a terminal one line that is written anew, else a line for each change.
+class _PartialTextDisplay:
+    """Partial text on the standard error: on a terminal one line that is overwritten, else a line for each change.
 
-    Of a long text its end, as much as a line holds.
+    Of a long text, the end that fits into a line.
     """
 
     def __init__(self) -> None:
         self.terminal, self.text, self.settled = sys.stderr.isatty(), "", 0
         self.width = shutil.get_terminal_size().columns - 1 if self.terminal else 120
 
-    def show(self, result: "Result", second: float) -> None:
+    def update(self, result: "Result", second: float) -> None:
         text = result.text_from(max(0, self.settled - self.width))
         self.settled = result.settled
         room = self.width - 12
@@ -141,7 +137,7 @@ class _Shown:
 
 
 def _pieces(audio: str, rate: int) -> Iterator["np.ndarray"]:
-    """The samples of a file, at the model's rate, or of the standard input, as it comes.
+    """The samples of a file, at the model's rate, or of the standard input, as they arrive.
 
     Raises:
         UserError: the file can't be read.
@@ -153,11 +149,11 @@ def _pieces(audio: str, rate: int) -> Iterator["np.ndarray"]:
             samples = read(audio, rate)
         except UserError as error:
             raise UserError(f"{audio}: {error}") from None
-        size = round(PIECE * rate)
+        size = round(FILE_PIECE_SECONDS * rate)
         yield from (samples[begin : begin + size] for begin in range(0, len(samples), size))
         return
     rest = b""
-    while data := sys.stdin.buffer.read1(READ):
+    while data := sys.stdin.buffer.read1(STDIN_BYTES):
         data = rest + data
         even = len(data) // 2 * 2
         rest = data[even:]
@@ -170,22 +166,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="MODEL", help="archive (.zip), folder, or owner/name on the Hugging Face hub")
     parser.add_argument("audio", metavar="AUDIO", help="an audio file, or - for 16-bit PCM, one channel, little-endian")
-    parser.add_argument("--realtime", action="store_true", help="no faster than it was spoken")
+    parser.add_argument("--realtime", action="store_true", help="at the speed of speech, not faster")
     parser.add_argument(
-        "--times", action="store_true", help="at the end a line for each token: its second, a tab, the token"
+        "--times", action="store_true", help="print a line for each token: its onset in seconds, a tab, the token"
     )
-    parser.add_argument("--fs", type=int, metavar="HZ", help="of the standard input (default: the model's)")
+    parser.add_argument(
+        "--fs", type=int, metavar="HZ", help="sampling rate of the standard input (default: the model's)"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default the GPU where there is one")
-    parser.add_argument("--inference_asr_model", help="of an experiment's folder: the model's file (valid.acc.ave.pth)")
+    parser.add_argument("--inference_asr_model", help="model file of an experiment (default: valid.acc.ave.pth)")
+    parser.add_argument("--chunk_size", type=int, metavar="N", help="encoder frames of a chunk (default: the model's)")
     parser.add_argument(
-        "--chunk_size", type=int, metavar="N", help="encoder frames that are heard at a time (default: the model's)"
-    )
-    parser.add_argument(
-        "--left_chunks", type=int, metavar="N", help="chunks before them that are seen; -1: all (default: the model's)"
+        "--left_chunks", type=int, metavar="N", help="chunks of left context; -1: all (default: the model's)"
     )
     parser.add_argument("--beam_size", type=int, metavar="N", help="hypotheses of the CTC search (default: 20)")
-    parser.add_argument("--ctc_weight", type=float, metavar="W", help="share of CTC in the final score (default: 0.3)")
     parser.add_argument(
-        "--no_rescoring", action="store_true", help="the CTC search's text is final: the decoder isn't asked"
+        "--ctc_weight", type=float, metavar="W", help="weight of CTC in the score of rescoring (default: 0.3)"
     )
+    parser.add_argument("--no_rescoring", action="store_true", help="no rescoring by the attention decoder")
     return parser

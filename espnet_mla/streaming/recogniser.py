@@ -1,4 +1,4 @@
-"""One stream: samples in, text out."""
+"""One stream after the other: samples in, text out."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from espnet_mla.streaming.pool import StreamPool
 from espnet_mla.streaming.result import Result
-from espnet_mla.streaming.stream import PooledStream
+from espnet_mla.streaming.stream import Stream
 
 if TYPE_CHECKING:
     from espnet2.bin.asr_inference import Speech2Text
@@ -26,8 +26,8 @@ class StreamingSpeech2Text:
         print(recogniser.finish().text)
 
     Args:
-        model, options: as `StreamPool` takes them.
-        fs: Hz of the audio, which is resampled where the model has another; default the model's.
+        model, options: as of `StreamPool`.
+        fs: Hz of the audio, which is resampled where the model's differs; default the model's.
 
     Raises:
         ValueError, UserError: as `StreamPool`.
@@ -36,36 +36,36 @@ class StreamingSpeech2Text:
     def __init__(self, model: "Speech2Text | str | Path", *, fs: int | None = None, **options: object):
         self.pool = StreamPool(model, **options)
         self._fs = fs
-        self.stream: PooledStream = self.pool.open(fs)
+        self.stream: Stream = self.pool.open(fs)
 
     def accept(self, samples: "np.ndarray | Tensor") -> Result | None:
-        """Take in samples, and compute all chunks that are whole now.
+        """Take samples, and encode all chunks that are complete now.
 
         Args:
             samples: (time,), any number of them: floating-point from -1 to 1, or 16-bit integers.
 
         Returns:
-            What has been heard since the stream began, where there is something new; else None.
+            The text since the stream began, where a chunk was encoded; else None.
 
         Raises:
-            ValueError: as `PooledStream.accept`.
+            ValueError: as `Stream.accept`.
         """
+        before = self.stream.result
         self.stream.accept(samples)
-        return self.stream.result if self._advance() else None
+        self._advance()
+        return self.stream.result if self.stream.result is not before else None
 
     def finish(self) -> Result:
-        """The final result. What is accepted after it is another stream."""
-        ended = self.stream
-        ended.finish()
+        """The final result. Samples that are accepted after it belong to a new stream."""
+        stream = self.stream
+        stream.finish()
         try:
             self._advance()
         finally:
-            ended.close()
+            stream.close()
             self.stream = self.pool.open(self._fs)
-        return ended.result
+        return stream.result
 
-    def _advance(self) -> bool:
-        new = False
+    def _advance(self) -> None:
         while self.pool.advance():
-            new = True
-        return new
+            pass

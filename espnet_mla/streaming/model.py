@@ -1,0 +1,172 @@
+"""A trained model that can be streamed: encoder, CTC log probabilities, tokens to text, rescoring."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import batched
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from espnet2.asr.ctc import CTC
+from espnet2.asr.espnet_model import ESPnetASRModel
+from torch import Tensor, nn
+
+from espnet_mla.attention import Chunks
+from espnet_mla.models import features
+from espnet_mla.models.chunked import StreamState
+from espnet_mla.models.features import StreamingFeatures
+from espnet_mla.models.streaming import StreamingEncoder
+from espnet_mla.trained.model import sampling_rate
+from espnet_mla.trained.pretrained import from_pretrained
+
+if TYPE_CHECKING:
+    from espnet2.bin.asr_inference import Speech2Text
+
+RESCORING_BATCH = 4
+"""Hypotheses that the attention decoder scores at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class StreamingModel:
+    """A trained model, and the options of its streams; made by `load`.
+
+    Args:
+        speech2text: ESPnet's recogniser, of a model that `load` has checked.
+        chunks: of all streams.
+        beam_size: hypotheses of the CTC prefix beam search.
+        ctc_weight: weight of CTC in the score of a rescored hypothesis, from 0 to 1.
+        rescoring: whether the attention decoder rescores the final hypotheses.
+    """
+
+    speech2text: "Speech2Text"
+    chunks: Chunks
+    beam_size: int
+    ctc_weight: float
+    rescoring: bool
+
+    @classmethod
+    def load(
+        cls,
+        model: "Speech2Text | str | Path",
+        *,
+        chunk_size: int | None = None,
+        left_chunks: int | None = None,
+        beam_size: int = 20,
+        ctc_weight: float = 0.3,
+        rescoring: bool = True,
+        **options: object,
+    ) -> "StreamingModel":
+        """Load a model, and check that all of it can be streamed.
+
+        Args:
+            model: ESPnet's Speech2Text, or what `espnet_mla.from_pretrained` takes.
+            chunk_size, left_chunks: as of `StreamingEncoder.set_chunks`.
+            beam_size, ctc_weight: as of the class.
+            rescoring: false for the text of CTC alone, as of models whose decoder can't score a text.
+            options: of `espnet_mla.from_pretrained`, where `model` is a name: device, dtype, ...
+
+        Raises:
+            ValueError: the model can't be streamed, or an option is not valid; the message names the key.
+            UserError: as `espnet_mla.from_pretrained`.
+        """
+        if beam_size < 1:
+            raise ValueError(f"beam_size: {beam_size}: it must be at least 1")
+        if not 0 <= ctc_weight <= 1:
+            raise ValueError(f"ctc_weight: {ctc_weight}: it must be from 0 to 1")
+        if isinstance(model, str | Path):
+            model = from_pretrained(model, **options)
+        elif options:
+            raise ValueError(f"{', '.join(options)}: not an option of a model that is loaded already")
+        asr_model = model.asr_model.eval()
+        _check(asr_model)
+        chunks = asr_model.encoder.stream(chunk_size, left_chunks).chunks
+        return cls(model, chunks, beam_size, ctc_weight, rescoring and ctc_weight < 1 and _can_rescore(asr_model))
+
+    @property
+    def asr_model(self) -> nn.Module:
+        """ESPnet's model."""
+        return self.speech2text.asr_model
+
+    @property
+    def encoder(self) -> StreamingEncoder:
+        """Its encoder."""
+        return self.asr_model.encoder
+
+    @cached_property
+    def fs(self) -> int:
+        """Hz of its audio."""
+        return sampling_rate(vars(self.speech2text.asr_train_args))
+
+    @cached_property
+    def frame_seconds(self) -> float:
+        """Seconds of audio per frame of the encoder's output."""
+        return self.encoder.subsampling[0] * self.asr_model.frontend.hop_length / self.fs
+
+    def new_features(self) -> StreamingFeatures:
+        """The feature extraction of a new stream."""
+        return StreamingFeatures(self.asr_model.frontend, self.asr_model.normalize)
+
+    def new_state(self) -> StreamState:
+        """The encoder's state of a new stream."""
+        return self.encoder.stream(self.chunks.size, self.chunks.left)
+
+    def ctc_log_probs(self, encoder_out: Tensor) -> Tensor:
+        """CTC's log probabilities (batch, time, tokens) of (batch, time, d_model), on the CPU."""
+        return self.asr_model.ctc.log_softmax(encoder_out).float().cpu()
+
+    def tokens(self, token_ids: Sequence[int]) -> list[str]:
+        """The tokens of these ids."""
+        return self.speech2text.converter.ids2tokens(token_ids)
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text of these ids."""
+        tokens, tokenizer = self.tokens(token_ids), self.speech2text.tokenizer
+        text = tokenizer.tokens2text(tokens) if tokenizer is not None else " ".join(tokens)
+        return " ".join(text.split())  # CTC may emit a word boundary twice
+
+    @torch.inference_mode()
+    def rescore(self, hypotheses: Sequence[tuple[Sequence[int], float]], encoder_out: Tensor) -> list[float]:
+        """Scores of hypotheses by CTC and the attention decoder together.
+
+        Args:
+            hypotheses: the token ids of each, and its log probability by CTC.
+            encoder_out: of the whole stream, (time, d_model).
+        """
+        scores = []
+        for batch in batched(hypotheses, RESCORING_BATCH):
+            texts = [torch.tensor(token_ids, dtype=torch.long) for token_ids, _ in batch]
+            padded = nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=self.asr_model.ignore_id)
+            lengths = torch.tensor(list(map(len, texts)))
+            frames = torch.full((len(batch),), len(encoder_out))
+            nll = self.asr_model.nll(
+                encoder_out.expand(len(batch), -1, -1), *(x.to(encoder_out.device) for x in (frames, padded, lengths))
+            )
+            for (_, ctc), decoder in zip(batch, nll.tolist(), strict=True):
+                scores.append(self.ctc_weight * ctc - (1 - self.ctc_weight) * decoder)
+        return scores
+
+
+def _can_rescore(asr_model: nn.Module) -> bool:
+    """Whether the model has an attention decoder, rather than none or a transducer's."""
+    attention = type(asr_model).nll is ESPnetASRModel.nll and not getattr(asr_model, "use_transducer_decoder", False)
+    return attention and asr_model.decoder is not None
+
+
+def _check(asr_model: nn.Module) -> None:
+    """Check that all of the model but the encoder's own configuration can be streamed.
+
+    Raises:
+        ValueError: a part can't.
+    """
+    if not isinstance(asr_model.ctc, CTC):
+        raise ValueError("model_conf: ctc_weight: 0: this model has no CTC branch, which streaming needs")
+    for part in ("preencoder", "postencoder"):
+        if getattr(asr_model, part, None) is not None:
+            raise ValueError(f"{part}: {type(getattr(asr_model, part)).__name__} can't be streamed; it must be null")
+    if not isinstance(asr_model.encoder, StreamingEncoder):
+        raise ValueError(
+            f"encoder: {type(asr_model.encoder).__name__} can't be streamed; with espnet_mla conformer, branchformer, "
+            "e_branchformer and transformer can, with encoder_conf: streaming"
+        )
+    features.check(asr_model.frontend, asr_model.normalize)

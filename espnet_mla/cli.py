@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-
 COMMANDS = {
     "recipe": ("the stages of ESPnet's asr.sh", "espnet_mla.recipe.__main__"),
     "profile": ("what a trained model costs, measured", "espnet_mla.measure.profile"),

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -170,7 +171,7 @@ def measure_memory(make_task, cases, device: str, results: dict) -> None:
     for batch, seconds in cases:
         for subject in SUBJECTS:
             peak = peak_memory(
-                lambda subject=subject: make_task(subject, batch, seconds, device),
+                partial(make_task, subject, batch, seconds, device),
                 with_precision(training_step, device),
                 device,
             )

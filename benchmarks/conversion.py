@@ -7,8 +7,9 @@
 
 `wer` trains conf/conformer_mha.yaml and conf/branchformer_mha.yaml on the mini corpus with three seeds each, converts
 each model by every method with 200 utterances of its training set, and decodes as stage 12 does: test_clean and
-test_other (591 words), and 800 further sentences of the same grammar that are in no other set, half of them by the voices of the
-training and half by the others (4,039 words). What is measured is kept in mini/exp/conversion/, and not measured again.
+test_other (591 words), and 800 further sentences of the same grammar that are in no other set, half of them by the
+voices of the training and half by the others (4,039 words). What is measured is kept in mini/exp/conversion/, and not
+measured again.
 """
 
 import argparse

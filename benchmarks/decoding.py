@@ -193,7 +193,8 @@ def row(case: str, result: dict) -> str:
 
 
 HEAD = (
-    f"| case | ESPnet | ESPnet / {' | ESPnet / '.join(OURS)} | cache of {' | cache of '.join(OURS)} | n-best lists that differ |\n"
+    f"| case | ESPnet | ESPnet / {' | ESPnet / '.join(OURS)} | cache of {' | cache of '.join(OURS)} "
+    "| n-best lists that differ |\n"
     f"| --- {'| --- ' * (2 + 2 * len(OURS))}|"
 )
 

@@ -2,9 +2,9 @@
 
     python benchmarks/measuring.py [conf ...]
 
-For each configuration of conf/ (default: conformer_mha, conformer_mla and e_branchformer_mha) espnet-mla profile twice, of
-a model with random weights, with 5,000 tokens and default options, but for --maxlenratio, which gives hypotheses the length
-that a trained model's would have; and espnet-mla compare over 24 experiments with LibriSpeech's four test sets.
+For each configuration of conf/ (default: conformer_mha, conformer_mla and e_branchformer_mha) espnet-mla profile twice,
+of a model with random weights, with 5,000 tokens and default options, but for --maxlenratio, which gives hypotheses the
+length that a trained model's would have; and espnet-mla compare over 24 experiments with LibriSpeech's four test sets.
 """
 
 import argparse

@@ -1,15 +1,16 @@
-"""What a stream costs: its caches, the time of a chunk, how many run in real time; and what hearing in chunks costs in words.
+"""What a stream costs: its caches, the time of a chunk, how many run in real time; and what hearing in chunks costs in
+words.
 
     python benchmarks/streaming.py speed                 # 12 blocks of 256, chunks of 16 frames (640 ms), 8 before them
     python benchmarks/streaming.py wer EXPERIMENT ...    # trained on the mini corpus: mini/exp/asr_EXPERIMENT
 
-`speed` measures models with random weights, whose CTC is as undecided as can be, so that the search has as much to do as it
-ever has. What is compared runs by turns, and of each the median is shown.
+`speed` measures models with random weights, whose CTC is as undecided as can be, so that the search has as much to do
+as it ever has. What is compared runs by turns, and of each the median is shown.
 
-`wer` hears every utterance through StreamingSpeech2Text, offline and at several latencies, with the text of CTC alone and
-rescored; through ESPnet's search, as stage 12 does; and ESPnet's contextual block models through ESPnet's own
-Speech2TextStreaming, in pieces as long as their hop; on one core. The mini corpus's test sets (591 words), and 800 further
-sentences, half of them by the voices of the training set (4,039 words). The models are trained by
+`wer` hears every utterance through StreamingSpeech2Text, offline and at several latencies, with the text of CTC alone
+and rescored; through ESPnet's search, as stage 12 does; and ESPnet's contextual block models through ESPnet's own
+Speech2TextStreaming, in pieces as long as their hop; on one core. The mini corpus's test sets (591 words), and 800
+further sentences, half of them by the voices of the training set (4,039 words). The models are trained by
 
     ./run.sh --corpus mini --asr_config conf/conformer_mla_streaming.yaml --asr_args "--max_epoch 24" --stop_stage 11
 """
@@ -168,7 +169,8 @@ def speed() -> None:
             print(
                 f"\n{name}, after {HOUR} minutes against after 1: {seconds['60'] / seconds['1']:.3f} "
                 f"({1000 * seconds['60']:.1f} and {1000 * seconds['1']:.1f} ms), the state grew by "
-                f"{old.stream.state.nbytes - bytes_} B, the tokens and their times by {old.stream.nbytes - whole_bytes} B",
+                f"{old.stream.state.nbytes - bytes_} B, "
+                f"the tokens and their times by {old.stream.nbytes - whole_bytes} B",
                 flush=True,
             )
         held(models["mla"])

@@ -48,7 +48,8 @@ def register() -> None:
     importlib.import_module("espnet2.legacy.nets.scorers.uasr")
     ctc.CTCPrefixScorer = PrefixScorer
     for program in _PROGRAMS:  # those that were imported before
-        if module := sys.modules.get(f"espnet2.bin.{program}"):
+        module = sys.modules.get(f"espnet2.bin.{program}")
+        if module is not None:
             module.CTCPrefixScorer = PrefixScorer
 
 

@@ -84,8 +84,8 @@ def test_confs_of_an_architecture_differ_in_the_attention_alone(architecture):
 def test_training_is_as_in_espnets_recipe(architecture):
     """The values of ESPnet's egs2/librispeech_100/asr1.
 
-    Its e_branchformer conf is silent about cudnn, logging and sorting: there the values are those of its conformer conf,
-    so that times of architectures compare.
+    Its e_branchformer conf is silent about cudnn, logging and sorting: there the values are those of its conformer
+    conf, so that times of architectures compare.
     """
     conf = load(architecture, "mha")
     assert (conf["cudnn_deterministic"], conf["cudnn_benchmark"], conf["log_interval"]) == (False, False, 400)

@@ -49,7 +49,7 @@ def test_archive_holds_what_upstreams_command_packs_and_two_files_more(recipe, a
     upstream, ours = content(tmp_path / "upstream.zip"), content(archive)
     assert ours.keys() - upstream.keys() == {"README.md", "espnet_mla.yaml"}
     meta = [yaml.safe_load(files.pop("meta.yaml")) for files in (upstream, ours)]
-    assert [{key: value for key, value in each.items() if key != "timestamp"} for each in meta][0] == {
+    assert next({key: value for key, value in each.items() if key != "timestamp"} for each in meta) == {
         key: value for key, value in meta[1].items() if key != "timestamp"
     }
     assert {name: ours[name] for name in upstream} == upstream

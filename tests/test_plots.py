@@ -1,7 +1,7 @@
 """The plots of a comparison."""
 
 import random
-import xml.etree.ElementTree as ElementTree
+from xml.etree import ElementTree
 
 from profiled import experiment, scored
 

@@ -30,7 +30,7 @@ def comparison(tmp_path, figures):
 
 def rows(text: str, heading: str) -> dict[str, dict[str, str]]:
     """A table of RESULTS.md: model -> title -> cell."""
-    part = text.split(f"## {heading}\n")[1].split("\n## ")[0]
+    part = text.split(f"## {heading}\n")[1].split("\n## ", maxsplit=1)[0]
     lines = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")
     ]

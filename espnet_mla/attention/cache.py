@@ -51,10 +51,10 @@ class FrameCache:
             return self.select(rows).append(other)
         grown = []
         for past, new in zip(self.tensors, other.tensors, strict=True):
-            past, new = past.movedim(-2, 0), new.movedim(-2, 0)
-            out = past.new_empty((len(past) + len(new), *new.shape[1:]))
-            torch.index_select(past, 1, rows, out=out[: len(past)])
-            out[len(past) :] = new
+            old = past.movedim(-2, 0)
+            out = old.new_empty((len(old) + new.shape[-2], *new.movedim(-2, 0).shape[1:]))
+            torch.index_select(old, 1, rows, out=out[: len(old)])
+            out[len(old) :] = new.movedim(-2, 0)
             grown.append(out.movedim(0, -2))
         return FrameCache(tuple(grown))
 

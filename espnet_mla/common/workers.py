@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -45,7 +46,7 @@ def map_in_processes[Item, Result](
         # Not fork: the caller may have threads. Not spawn: it would import the caller's main module once a worker.
         mp_context=multiprocessing.get_context("forkserver"),
         initializer=_begin,
-        initargs=(os.getcwd(),),
+        initargs=(str(Path.cwd()),),
         max_tasks_per_child=1 if fresh else None,
     )
     try:

@@ -117,8 +117,8 @@ def _check_sizes(spec: ConversionSpec, part: Part) -> None:
         total = _total_rank(spec, part)
         if total < number:
             raise UsageError(
-                f"--kv_budget {spec.kv_budget} keeps {total} numbers for the {number} layers of the {part.name}: at least "
-                "one for each is needed"
+                f"--kv_budget {spec.kv_budget} keeps {total} numbers for the {number} layers of the {part.name}: "
+                "at least one for each is needed"
             )
         return
     if len(spec.sizes) not in (1, number):

@@ -4,8 +4,8 @@ Those modules are an encoder's attentions and its convolutions along time. Every
 """
 
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,10 +117,12 @@ class StreamState:
         past = min(self.past, max(self.frames[row] for row in rows))
         return StreamState(
             self.chunks,
-            {name: cache.select(index).keep_last(past) for name, cache in self.attention.items()},
-            {name: frames.index_select(0, index) for name, frames in self.convolution.items()},
-            *([values[row] for row in rows] for values in (self.features, self.frames, self.ended)),
-            past,
+            attention={name: cache.select(index).keep_last(past) for name, cache in self.attention.items()},
+            convolution={name: frames.index_select(0, index) for name, frames in self.convolution.items()},
+            features=[self.features[row] for row in rows],
+            frames=[self.frames[row] for row in rows],
+            ended=[self.ended[row] for row in rows],
+            past=past,
         )
 
     @staticmethod
@@ -133,7 +135,12 @@ class StreamState:
         first = streams[0]
         if len(streams) == 1:
             return replace(
-                first, **{name: copy(value) for name, value in vars(first).items() if isinstance(value, dict | list)}
+                first,
+                attention=dict(first.attention),
+                convolution=dict(first.convolution),
+                features=list(first.features),
+                frames=list(first.frames),
+                ended=list(first.ended),
             )
         if other := next((stream for stream in streams if stream.chunks != first.chunks), None):
             raise ValueError(
@@ -141,13 +148,17 @@ class StreamState:
             )
         return StreamState(
             first.chunks,
-            {
+            attention={
                 name: type(cache).join([stream.attention[name] for stream in streams])
                 for name, cache in first.attention.items()
             },
-            {name: torch.cat([stream.convolution[name] for stream in streams]) for name in first.convolution},
-            *(sum((getattr(stream, name) for stream in streams), []) for name in ("features", "frames", "ended")),
-            max(stream.past for stream in streams),
+            convolution={
+                name: torch.cat([stream.convolution[name] for stream in streams]) for name in first.convolution
+            },
+            features=[features for stream in streams for features in stream.features],
+            frames=[frames for stream in streams for frames in stream.frames],
+            ended=[ended for stream in streams for ended in stream.ended],
+            past=max(stream.past for stream in streams),
         )
 
 
@@ -168,7 +179,7 @@ class ChunkStep:
     def __init__(
         self,
         stream: StreamState,
-        names: Mapping[nn.Module, str],
+        names: Mapping[Any, str],
         lengths: Sequence[int],
         position: CachedPosition | None,
         device: torch.device,

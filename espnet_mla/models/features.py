@@ -1,9 +1,11 @@
 """Features of audio that arrives in pieces, equal to those that ESPnet's frontend makes of the whole utterance."""
 
+from typing import Any
+
 import torch
 from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.layers.global_mvn import GlobalMVN
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class StreamingFeatures:
@@ -26,7 +28,7 @@ class StreamingFeatures:
         ValueError: frontend or normalisation need the whole utterance.
     """
 
-    def __init__(self, frontend: nn.Module | None, normalize: nn.Module | None):
+    def __init__(self, frontend: Any, normalize: Any):
         check(frontend, normalize)
         self.frontend, self.normalize = frontend, normalize
         stft = frontend.stft
@@ -89,7 +91,7 @@ class StreamingFeatures:
             self._waiting = self._waiting.clone()
 
 
-def check(frontend: nn.Module | None, normalize: nn.Module | None) -> None:
+def check(frontend: Any, normalize: Any) -> None:
     """Check that features can be extracted while the audio arrives.
 
     Raises:

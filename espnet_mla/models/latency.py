@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch import nn
+from espnet2.asr.espnet_model import ESPnetASRModel
 
 from espnet_mla.attention import Chunks
 from espnet_mla.models import features
@@ -26,7 +26,7 @@ class Latency:
         return self.chunk + self.look_ahead
 
 
-def latency(model: nn.Module, fs: int, chunks: Chunks) -> Latency:
+def latency(model: ESPnetASRModel, fs: int, chunks: Chunks) -> Latency:
     """The latency of a model with these chunks, which are not whole utterances.
 
     Args:

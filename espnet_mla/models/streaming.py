@@ -94,7 +94,7 @@ def chunk_size(value: object, key: str = "streaming: chunk_size") -> int:
     Raises:
         ValueError: it is neither.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1 and value != ALL:
+    if isinstance(value, bool) or not isinstance(value, int) or (value < 1 and value != ALL):
         raise ValueError(f"{key}: {value!r} must be a number of encoder frames, or -1 for the whole utterance")
     return value
 

@@ -308,7 +308,7 @@ def _format_archive(tasks: list[_Task]) -> list[_Result]:
     """Write the audio of one format.<n> as one archive, each entry as ESPnet frames it: AUDIO, size, a whole file."""
     results = []
     output = tasks[0].folder / "data_wav.ark"
-    with replacing(output) as partial, open(partial, "wb") as archive:
+    with replacing(output) as partial, partial.open("wb") as archive:
         for task in tasks:
             try:
                 samples = _samples(task)

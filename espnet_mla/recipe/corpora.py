@@ -34,7 +34,7 @@ class Corpus:
 
 CORPORA = {
     "librispeech_100": Corpus(
-        folder=Path("."),
+        folder=Path(),
         nbpe=5000,
         test_sets="test_clean test_other dev_clean dev_other",
         speed_perturb_factors="0.9 1.0 1.1",

@@ -120,7 +120,7 @@ def prepare(corpus_dir: Path, data_dir: Path, nj: int, parts: Sequence[str] = PA
     genders = _genders(corpus / "SPEAKERS.TXT")
     for part, (flacs, text, bad_transcripts) in found.items():
         broken = {utterance: f"{flacs[utterance]} has no transcript" for utterance in flacs.keys() - text.keys()}
-        broken |= {utterance: "a transcript without a FLAC" for utterance in text.keys() - flacs.keys()}
+        broken |= dict.fromkeys(text.keys() - flacs.keys(), "a transcript without a FLAC")
         broken |= bad_transcripts
         broken |= {utterance: trouble for utterance, path in flacs.items() if (trouble := unreadable[path])}
         datadir.leave_out_broken(str(corpus / part), broken, len(flacs.keys() | text.keys()))
@@ -171,7 +171,7 @@ def _fetch(url: str, path: Path) -> None:
             if size is not None:
                 check_space(path.parent, size - have + size, path.name)  # the rest, and what it unpacks to
             with (
-                open(path, "ab" if have else "wb") as file,
+                path.open("ab" if have else "wb") as file,
                 tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=url.rpartition("/")[2]) as bar,
             ):
                 while block := reply.read(1 << 20):
@@ -189,7 +189,7 @@ def _fetch(url: str, path: Path) -> None:
 
 
 def _md5(path: Path) -> str:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 

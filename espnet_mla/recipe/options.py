@@ -222,8 +222,8 @@ def _check_together(settings: SimpleNamespace) -> None:
         )
     required = {"train_set": not settings.skip_train, "valid_set": not settings.skip_train or settings.eval_valid_set,
                 "test_sets": not settings.eval_valid_set}  # fmt: skip
-    for name in required:
-        if required[name] and not getattr(settings, name).strip():
+    for name, is_required in required.items():
+        if is_required and not getattr(settings, name).strip():
             raise UsageError(f"--{name} is required")
     if settings.train_set and settings.train_set == settings.valid_set:
         raise UsageError(f"--train_set {settings.train_set} and --valid_set {settings.valid_set} must differ")

@@ -69,7 +69,7 @@ def asr_sh_options(arguments: Sequence[str]) -> tuple[Corpus, dict[str, str]]:
     defaults |= {"speed_perturb_factors": corpus.speed_perturb_factors, "inference_args": corpus.inference_args}
     options = DEFAULTS | {name: value for name, value in defaults.items() if value} | given
     config = options["asr_config"]
-    if corpus.folder != Path("."):
+    if corpus.folder != Path():
         options |= {name: re.sub(rf"^(\./)?{corpus.folder}/", "", value) for name, value in given.items()}
         options["asr_config"] = _relative_to(corpus.folder, config)
     if corpus.scaling:
@@ -88,7 +88,7 @@ def as_arguments(options: Mapping[str, str]) -> list[str]:
 
 def _relative_to(folder: Path, config: str) -> str:
     """The path of a configuration relative to `folder`; one that does not exist here is taken to be so already."""
-    if os.path.isabs(config) or not Path(config).is_file():
+    if Path(config).is_absolute() or not Path(config).is_file():
         return config
     path = os.path.normpath(config)
     return path if Path(path).parts[0] in LINKS else os.path.relpath(path, folder)
@@ -117,7 +117,7 @@ def _link(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for name in LINKS:
         link, target = folder / name, os.path.relpath(name, folder)
-        if not link.is_symlink() or os.readlink(link) != target:  # untouched where it is right: others may run there
+        if not link.is_symlink() or str(link.readlink()) != target:  # untouched where it is right: others may run there
             link.unlink(missing_ok=True)
             link.symlink_to(target)
 
@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asks_for_help:
             print(HELP, flush=True)
             command.append("--help")
-        if corpus.folder != Path("."):
+        if corpus.folder != Path():
             _link(corpus.folder)
             os.chdir(corpus.folder)
             os.environ.pop("LIBRISPEECH", None)  # it is meant for the real corpus

@@ -1,12 +1,14 @@
 """espnet-mla stream: the text of a file or of the standard input while it arrives."""
 
 import argparse
+import io
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 from espnet_mla.common.errors import UserError
 from espnet_mla.trained.audio import read
@@ -71,12 +73,16 @@ def _recognise(
         while (piece := interrupts.wait_for(lambda: next(pieces, None))) is not None:
             samples += len(piece)
             if options.realtime:
-                spoken = start + samples / rate
-                interrupts.wait_for(lambda end=spoken: time.sleep(max(0.0, end - time.monotonic())))
+                interrupts.wait_for(partial(_sleep_until, start + samples / rate))
             if result := recogniser.accept(piece):
                 display.update(result, samples / rate)
     display.clear()
     return recogniser.finish()
+
+
+def _sleep_until(end: float) -> None:
+    """Sleep until `time.monotonic()` is `end`."""
+    time.sleep(max(0.0, end - time.monotonic()))
 
 
 class _Interrupts:
@@ -152,8 +158,8 @@ def _pieces(audio: str, rate: int) -> Iterator["np.ndarray"]:
         size = round(FILE_PIECE_SECONDS * rate)
         yield from (samples[begin : begin + size] for begin in range(0, len(samples), size))
         return
-    rest = b""
-    while data := sys.stdin.buffer.read1(STDIN_BYTES):
+    rest, stdin = b"", cast("io.BufferedReader", sys.stdin.buffer)
+    while data := stdin.read1(STDIN_BYTES):
         data = rest + data
         even = len(data) // 2 * 2
         rest = data[even:]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import batched
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from espnet2.asr.ctc import CTC
@@ -55,7 +55,7 @@ class StreamingModel:
         beam_size: int = 20,
         ctc_weight: float = 0.3,
         rescoring: bool = True,
-        **options: object,
+        **options: Any,
     ) -> "StreamingModel":
         """Load a model, and check that all of it can be streamed.
 
@@ -84,7 +84,7 @@ class StreamingModel:
         return cls(model, chunks, beam_size, ctc_weight, rescoring and ctc_weight < 1 and _can_rescore(asr_model))
 
     @property
-    def asr_model(self) -> nn.Module:
+    def asr_model(self) -> ESPnetASRModel:
         """ESPnet's model."""
         return self.speech2text.asr_model
 
@@ -147,13 +147,13 @@ class StreamingModel:
         return scores
 
 
-def _can_rescore(asr_model: nn.Module) -> bool:
+def _can_rescore(asr_model: ESPnetASRModel) -> bool:
     """Whether the model has an attention decoder, rather than none or a transducer's."""
     attention = type(asr_model).nll is ESPnetASRModel.nll and not getattr(asr_model, "use_transducer_decoder", False)
     return attention and asr_model.decoder is not None
 
 
-def _check(asr_model: nn.Module) -> None:
+def _check(asr_model: ESPnetASRModel) -> None:
     """Check that all of the model but the encoder's own configuration can be streamed.
 
     Raises:

@@ -1,7 +1,7 @@
 """Many streams at once: those that have a chunk ready are encoded in one batch."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -35,7 +35,7 @@ class StreamPool:
         ValueError, UserError: as `StreamingModel.load`.
     """
 
-    def __init__(self, model: "Speech2Text | str | Path", **options: object):
+    def __init__(self, model: "Speech2Text | str | Path", **options: Any):
         self.model = StreamingModel.load(model, **options)
         self._streams: list[Stream] = []
 

@@ -1,7 +1,7 @@
 """One stream after the other: samples in, text out."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -33,7 +33,7 @@ class StreamingSpeech2Text:
         ValueError, UserError: as `StreamPool`.
     """
 
-    def __init__(self, model: "Speech2Text | str | Path", *, fs: int | None = None, **options: object):
+    def __init__(self, model: "Speech2Text | str | Path", *, fs: int | None = None, **options: Any):
         self.pool = StreamPool(model, **options)
         self._fs = fs
         self.stream: Stream = self.pool.open(fs)

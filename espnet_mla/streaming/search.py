@@ -179,6 +179,7 @@ class PrefixBeam:
         if not common:
             return
         for part in paths[0][:common]:
+            assert part.token is not None  # as only the empty prefix has none
             self._settled[0].append(part.token)
             self._settled[1].append(part.frame)
         paths[0][common - 1].parent = None

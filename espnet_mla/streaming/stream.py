@@ -110,7 +110,7 @@ class Stream:
     def _best_result(self) -> Result:
         """The best hypothesis of CTC; at the end, with rescoring, that of CTC and attention decoder."""
         prefixes = self._beam.best
-        if self.closed and sum(map(len, self._encoder_out)):
+        if self.closed and any(len(frames) for frames in self._encoder_out):
             hypotheses = [(self._beam.hypothesis(prefix).tokens, score) for prefix, score in prefixes]
             try:
                 scores = self.model.rescore(hypotheses, torch.cat(self._encoder_out))

@@ -58,7 +58,7 @@ def locate(
 
 def _downloaded(tag: str) -> Path:
     """What espnet_model_zoo downloads for a tag: a folder from the hub, or an archive."""
-    if not _ON_THE_HUB.fullmatch(tag) or tag.endswith(".zip") and "://" not in tag:
+    if not _ON_THE_HUB.fullmatch(tag) or (tag.endswith(".zip") and "://" not in tag):
         raise UserError(f"{tag} does not exist: {_VALID}")
     from espnet_model_zoo.downloader import ModelDownloader
     from huggingface_hub.errors import HTTPError

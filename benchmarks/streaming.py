@@ -201,7 +201,7 @@ def words(hear: Callable[[np.ndarray], str], data: dict[str, Utterances]) -> str
 
 def ours(model: object, size: int, final: str) -> Callable[[np.ndarray], str]:
     recogniser = espnet_mla.StreamingSpeech2Text(model, chunk_size=size, rescoring=final == "rescored")
-    piece = round((SECONDS if size < 0 else size * recogniser.pool.frame_seconds) * FS)
+    piece = round((SECONDS if size < 0 else size * recogniser.pool.model.frame_seconds) * FS)
 
     def hear(samples: np.ndarray) -> str:
         for begin in range(0, len(samples), piece):

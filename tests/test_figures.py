@@ -10,7 +10,7 @@ import espnet_mla
 from espnet_mla.trained import figures
 
 D, LAYERS = 32, 2
-KEPT = {  # numbers a frame and layer, as DESIGN.md's and README's table has them
+KEPT = {  # numbers a frame and layer, as docs/configuration.md's table has them
     "mha": ({}, 2 * D),
     "gqa": ({"num_kv_heads": 1}, 2 * D // 4),
     "mla": ({"kv_lora_rank": 6}, 6),

@@ -42,7 +42,7 @@ def test_all_stages_run_and_leave_upstreams_files(trained_recipe):
 
 
 def test_a_trained_model_is_converted_scored_and_trained_on(trained_recipe, tmp_path):
-    """Four of the five commands of README; the fifth is the second scoring."""
+    """Four of the five commands of docs/convert.md; the fifth is the second scoring."""
     folder = Path(shutil.copytree(trained_recipe, tmp_path / "recipe", symlinks=True))
     command = [
         sys.executable, "-m", "espnet_mla.cli", "convert", "--asr_model_file", "exp/asr_tiny/valid.acc.ave.pth",

@@ -13,6 +13,7 @@ import espnet_mla
 from espnet_mla.common.errors import UsageError, UserError
 from espnet_mla.common.log import log
 from espnet_mla.common.units import hertz
+from espnet_mla.common.yaml_files import read_mapping
 from espnet_mla.recipe.layout import Layout
 from espnet_mla.trained.archive import unpack
 from espnet_mla.trained.decoding import DECODING
@@ -32,6 +33,7 @@ attention a choice in its configuration. It needs espnet_mla {version} or newer.
 ## How to use it
 ```python
 import espnet_mla
+from espnet_mla.common.yaml_files import read_mapping
 import soundfile
 
 speech2text = espnet_mla.from_pretrained("{name}"{options})
@@ -214,14 +216,15 @@ def _decoding_options(layout: Layout) -> dict[str, object]:
 def _cache_section(layout: Layout) -> str:
     """The section of the card on what the attentions keep of the past; nothing where none keeps anything."""
     import torch
-    from espnet2.tasks.asr import ASRTask
 
     from espnet_mla.attention import ATTENTIONS
     from espnet_mla.models import caches
     from espnet_mla.models.encoding import encoder_of
+    from espnet_mla.trained.model import build
 
     espnet_mla.register()
-    model, _ = ASRTask.build_model_from_file(layout.asr_exp / "config.yaml", layout.asr_model, "cpu")
+    config = layout.asr_exp / "config.yaml"
+    model, _ = build(read_mapping(config), str(config), layout.asr_model)
     fs = hertz(layout.settings.fs)
     found = caches.fill_caches(model.eval(), encoder_of(model, torch.zeros(2 * fs)))
     found = {part: cache for part, cache in found.items() if cache.attention in ATTENTIONS}  # the others keep nothing

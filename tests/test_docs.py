@@ -124,6 +124,8 @@ def test_every_option_of_a_command_exists(page):
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_program_that_a_command_runs_exists(page):
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    if page.name == "CHANGELOG.md":  # which names what there was, too
+        return
     for words in commands(page):
         match words:
             case ["make", *named]:

@@ -1,5 +1,5 @@
-"""What a stream costs: its caches, the time of a chunk, how many run in real time; and what hearing in chunks costs in
-words.
+"""What a stream costs: its caches, the time of a chunk, how many run in real time; and what chunked inference
+costs in words.
 
     python benchmarks/streaming.py speed                 # 12 blocks of 256, chunks of 16 frames (640 ms), 8 before them
     python benchmarks/streaming.py wer EXPERIMENT ...    # trained on the mini corpus: mini/exp/asr_EXPERIMENT
@@ -7,10 +7,10 @@ words.
 `speed` measures models with random weights, whose CTC is as undecided as can be, so that the search has as much to do
 as it ever has. What is compared runs by turns, and of each the median is shown.
 
-`wer` hears every utterance through StreamingSpeech2Text, offline and at several latencies, with the text of CTC alone
+`wer` decodes every utterance with StreamingSpeech2Text, offline and at several latencies, with the text of CTC alone
 and rescored; through ESPnet's search, as stage 12 does; and ESPnet's contextual block models through ESPnet's own
 Speech2TextStreaming, in pieces as long as their hop; on one core. The mini corpus's test sets (591 words), and 800
-further sentences, half of them by the voices of the training set (4,039 words). The models are trained by
+further sentences, half of them in the voices of the training set (4,039 words). The models are trained by
 
     ./run.sh --corpus mini --asr_config conf/conformer_mla_streaming.yaml --asr_args "--max_epoch 24" --stop_stage 11
 """
@@ -68,8 +68,8 @@ def by_turns(runs: dict[str, Callable[[], object]], turns: int) -> dict[str, flo
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
-def hearing(speech2text: object, minutes: float, **options: object) -> tuple[object, Callable[[], object]]:
-    """A recogniser that has heard so many minutes, and what has it hear a chunk more."""
+def recogniser_of(speech2text: object, minutes: float, **options: object) -> tuple[object, Callable[[], object]]:
+    """A recogniser after so many minutes of audio, and a function that gives it a chunk more."""
     recogniser = espnet_mla.StreamingSpeech2Text(speech2text, rescoring=False, **options)
     pieces = itertools.cycle(np.split(noise(10 * SECONDS), 10))
     for _ in range(round(minutes * 60 / SECONDS)):
@@ -78,7 +78,7 @@ def hearing(speech2text: object, minutes: float, **options: object) -> tuple[obj
 
 
 def encoding(speech2text: object) -> Callable[[], object]:
-    """What has an encoder alone encode a chunk more of a stream whose caches are full."""
+    """A function that has an encoder alone encode a chunk more of a stream whose caches are full."""
     encoder = speech2text.asr_model.encoder
     state, features = encoder.stream(), torch.randn(1, 4 * CHUNK, 80)
 
@@ -96,7 +96,7 @@ def caches(models: dict[str, object]) -> None:
     print("\n| attention | caches of the attentions | of the convolutions | of both | streams per GB |")
     print("| --- | --- | --- | --- | --- |")
     for name, model in models.items():
-        recogniser, _ = hearing(model, 0.5)
+        recogniser, _ = recogniser_of(model, 0.5)
         state = recogniser.stream.state
         attention, convolution = state.attention_nbytes, state.convolution_nbytes
         both = attention + convolution
@@ -151,7 +151,7 @@ def speed() -> None:
         }
         caches(models)
         alone = by_turns({name: encoding(model) for name, model in models.items()}, 100)
-        whole = by_turns({name: hearing(model, 0.2)[1] for name, model in models.items()}, 100)
+        whole = by_turns({name: recogniser_of(model, 0.2)[1] for name, model in models.items()}, 100)
         print("\n| attention | encoder, a chunk | features, encoder and CTC search, a chunk | real-time factor |")
         print("| --- | --- | --- | --- |")
         for name in models:
@@ -161,10 +161,10 @@ def speed() -> None:
         print(f"\nmla against mha: encoder {alone['mla'] / alone['mha']:.3f}, whole {whole['mla'] / whole['mha']:.3f}")
 
         for name in ("mha", "mla"):
-            young, a_chunk = hearing(models[name], 1)
+            young, a_chunk = recogniser_of(models[name], 1)
             bytes_ = young.stream.state.nbytes
             whole_bytes = young.stream.nbytes
-            old, a_late_chunk = hearing(models[name], HOUR)
+            old, a_late_chunk = recogniser_of(models[name], HOUR)
             seconds = by_turns({"1": a_chunk, "60": a_late_chunk}, 100)
             print(
                 f"\n{name}, after {HOUR} minutes against after 1: {seconds['60'] / seconds['1']:.3f} "

@@ -126,47 +126,27 @@ class MLA(SoftmaxAttention):
             q = torch.cat((q, q_rope), dim=-1)
         # A quantised layer has no weight that could be absorbed.
         plain = isinstance(self.linear_k_up.weight, Tensor) and isinstance(self.linear_v_up.weight, Tensor)
-        compute = self._absorbed if plain and self.absorbing_is_cheaper(time_q, time_k) else self._expanded
-        out = compute(q, latent, k_rope, position, mask, self_attention)  # (b, h, t_q, v_head_dim)
+        if plain and self.absorbing_is_cheaper(time_q, time_k):
+            # One head of keys for all queries. Values are the latents too: the rotary columns ride along, so that keys
+            # and values are one tensor of one width, which the fused kernels want, and are dropped after.
+            shared = latent.unsqueeze(1)  # (b, 1, t_k, rank)
+            if k_rope is not None:
+                shared = torch.cat((shared, k_rope.to(shared.dtype)), dim=-1)
+            summed = self.weighted_sum(q, shared, shared, position, mask, self_attention, self._to_latent_space)
+            w_uv = self.linear_v_up.weight.unflatten(0, (self.num_heads, -1))  # (h, v_head_dim, rank)
+            out = summed[..., : self.kv_lora_rank] @ w_uv.transpose(-1, -2)
+        else:
+            k, v = (
+                linear(latent).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+                for linear in (self.linear_k_up, self.linear_v_up)
+            )
+            if k_rope is not None:
+                k = torch.cat((k, k_rope.to(k.dtype).expand(-1, self.num_heads, -1, -1)), dim=-1)
+            out = self.weighted_sum(q, k, v, position, mask, self_attention)  # (b, h, t_q, v_head_dim)
         return self.linear_out(out.transpose(1, 2).flatten(-2))
 
-    def _expanded(
-        self,
-        q: Tensor,
-        latent: Tensor,
-        k_rope: Tensor | None,
-        position: Tensor | CachedPosition | None,
-        mask: Tensor | None,
-        self_attention: bool,
-    ) -> Tensor:
-        k = self.linear_k_up(latent).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        v = self.linear_v_up(latent).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        if k_rope is not None:
-            k = torch.cat((k, k_rope.to(k.dtype).expand(-1, self.num_heads, -1, -1)), dim=-1)
-        return self.weighted_sum(q, k, v, position, mask, self_attention)
-
-    def _absorbed(
-        self,
-        q: Tensor,
-        latent: Tensor,
-        k_rope: Tensor | None,
-        position: Tensor | CachedPosition | None,
-        mask: Tensor | None,
-        self_attention: bool,
-    ) -> Tensor:
+    def _to_latent_space(self, q: Tensor) -> Tensor:
+        """Queries (b, h, t_q, d_key) -> (b, h, t_q, rank + qk_rope_head_dim), W_uk absorbed into them."""
+        content, rotary = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), dim=-1)
         w_uk = self.linear_k_up.weight.unflatten(0, (self.num_heads, -1))  # (h, qk_nope_head_dim, rank)
-        w_uv = self.linear_v_up.weight.unflatten(0, (self.num_heads, -1))  # (h, v_head_dim, rank)
-        shared = latent.unsqueeze(1)  # one head for all queries: (b, 1, t_k, rank)
-        if k_rope is not None:
-            shared = torch.cat((shared, k_rope.to(shared.dtype)), dim=-1)
-
-        def to_latents(q: Tensor) -> Tensor:
-            content, rotary = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), dim=-1)
-            return torch.cat((content @ w_uk, rotary), dim=-1)
-
-        # Values are the latents too. The rotary columns ride along, so that keys and values are one tensor of one
-        # width, which the fused kernels want, and are dropped after.
-        summed = self.weighted_sum(q, shared, shared, position, mask, self_attention, to_latents)[
-            ..., : self.kv_lora_rank
-        ]
-        return summed @ w_uv.transpose(-1, -2)
+        return torch.cat((content @ w_uk, rotary), dim=-1)

@@ -1,6 +1,7 @@
 """espnet-mla profile: measure what a model costs and write figures.json beside it."""
 
 import argparse
+import inspect
 import os
 import sys
 import time
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 from espnet_mla.common.errors import UsageError, UserError
 from espnet_mla.measure.names import check_seconds
 from espnet_mla.trained import options as model_options
-from espnet_mla.trained.decoding import DECODING
+from espnet_mla.trained.decoding import DECODING, FLAG, check, check_for, naming, read_options
+from espnet_mla.trained.locate import with_files
 from espnet_mla.trained.names import FIGURES_FILE
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ def _check(options: argparse.Namespace) -> None:
     check_seconds(options.seconds)
     if options.utterances < 1:
         raise UsageError(f"--utterances {options.utterances}: at least 1 is needed")
+    check({name: getattr(options, name) for name in DECODING}, FLAG)
 
 
 def _profile(options: argparse.Namespace) -> None:
@@ -74,7 +77,7 @@ def _profile(options: argparse.Namespace) -> None:
         lengths=list(dict.fromkeys(options.seconds)),
         device=options.device,
         dtype=options.dtype,
-        decoding=_decoding(options),
+        decoding=_decoding(options, source),
     )
     figures.write(folder, measured)
     print(table(measured))
@@ -94,28 +97,24 @@ def _folder(options: argparse.Namespace, source: "Source") -> Path:
     return Path("exp") / (name.removesuffix(".zip"))
 
 
-def _decoding(options: argparse.Namespace) -> dict:
+def _decoding(options: argparse.Namespace, source: "Source") -> dict:
     """Options for Speech2Text: those of --inference_config, overridden by those of the command line.
 
     Raises:
-        UserError: --inference_config has one that neither Speech2Text nor asr_inference knows.
+        UserError: one can't have its value, or the model can't bear it.
     """
-    import inspect
+    from espnet2.bin.asr_inference import Speech2Text
 
-    from espnet2.bin.asr_inference import Speech2Text, get_parser
-
-    from espnet_mla.common.yaml_files import read_mapping
-
-    known = set(inspect.signature(Speech2Text).parameters)
-    program_options = {action.dest for action in get_parser()._actions}
-    configured = {}
-    for name, value in (read_mapping(Path(options.inference_config)) if options.inference_config else {}).items():
-        if name not in known | program_options:
-            raise UserError(f"{options.inference_config}: {name} is no option of ESPnet's asr_inference")
-        if name in known and name not in ("device", "dtype"):  # which this command has itself
-            configured[name] = value
-    given = {name: getattr(options, name) for name in DECODING}
-    return configured | {name: value for name, value in given.items() if value is not None}
+    own = ("device", "dtype")  # which this command has itself
+    taken = inspect.signature(Speech2Text).parameters.keys() - own
+    configured = read_options(Path(options.inference_config)) if options.inference_config else {}
+    given = {name: value for name in DECODING if (value := getattr(options, name)) is not None}
+    decoding = {name: value for name, value in configured.items() if name in taken} | given
+    named = naming(configured, options.inference_config, given)
+    check(decoding, named)
+    if options.wav_scp:  # else nothing is decoded
+        check_for(with_files(source.config, source.root), decoding, named)
+    return decoding
 
 
 def _parser() -> argparse.ArgumentParser:

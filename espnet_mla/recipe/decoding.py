@@ -12,12 +12,40 @@ from espnet_mla.common.files import write_text
 from espnet_mla.common.jobs import Followed, count_lines, run_jobs, split_table, threads_for
 from espnet_mla.common.log import log
 from espnet_mla.common.units import hertz
+from espnet_mla.common.yaml_files import read_mapping
 from espnet_mla.recipe.layout import Layout, data_type
 from espnet_mla.recipe.training import write_resume_script
+from espnet_mla.trained.decoding import check as check_numbers
+from espnet_mla.trained.decoding import check_for, naming, parse_arguments, read_options
+from espnet_mla.trained.inference import chunk_options
 
 OUTPUTS = ("token", "token_int", "score", "text")
 UNFINISHED = ".unfinished.json"
 """In a folder of decodings that is not finished: the sets that are done, and what they were decoded from."""
+
+
+def check(layout: Layout) -> None:
+    """Check the options of decoding: by themselves, and whether the model can bear them.
+
+    Before there is a model the size of its vocabulary is known from the options.
+
+    Raises:
+        UserError: --inference_config or --inference_args has one that asr_inference does not know, or that it, or the
+            model, can't have.
+    """
+    settings = layout.settings
+    path = settings.inference_config
+    configured = read_options(Path(path)) if path else {}
+    _, rest = chunk_options(settings.inference_args.split())
+    given = parse_arguments(rest, "--inference_args")
+    named = naming(configured, path, given, "--inference_args: --{} {}".format)
+    options = {"batch_size": settings.batch_size, **configured, **given}
+    check_numbers(options, named)
+    if (layout.asr_exp / "config.yaml").is_file():
+        config = read_mapping(layout.asr_exp / "config.yaml")
+    else:
+        config = {"token_list": [""] * settings.nbpe} if settings.token_type == "bpe" else {}
+    check_for(config, options, named)
 
 
 def decode(layout: Layout) -> None:
@@ -25,6 +53,7 @@ def decode(layout: Layout) -> None:
 
     Sets that an interrupted run has decoded are not decoded again, unless model, options or data have changed.
     """
+    check(layout)  # again, as the model may have been trained since
     folder = layout.asr_exp / layout.inference_tag
     write_resume_script(layout, folder, 12)
     record, source = folder / UNFINISHED, _source(layout)

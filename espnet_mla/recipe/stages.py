@@ -92,6 +92,8 @@ def check(layout: Layout) -> None:
             _check_config(name, Path(getattr(settings, name)))
     if settings.nlsyms_txt != "none" and not Path(settings.nlsyms_txt).is_file():
         raise UserError(f"--nlsyms_txt {settings.nlsyms_txt} does not exist")
+    if 12 in layout.performed:
+        decoding.check(layout)
     if 15 in layout.performed:
         packing.check_upload(layout)
     requested = {"ngpu": settings.ngpu if 11 in layout.performed else 0,

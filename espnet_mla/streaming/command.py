@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from espnet_mla.common.errors import UserError
+from espnet_mla.common.errors import UsageError, UserError
+from espnet_mla.common.units import hertz
 from espnet_mla.trained.audio import read
+from espnet_mla.trained.decoding import FLAG, check
 from espnet_mla.trained.options import device_of
 
 if TYPE_CHECKING:
@@ -39,8 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.fs is not None and options.audio != STDIN:
         parser.error("--fs is the sampling rate of the standard input: a file has its own")
-    if options.fs is not None and options.fs < 1:
-        parser.error(f"--fs {options.fs}: it must be at least 1 Hz")
+    try:
+        check({"beam_size": options.beam_size, "ctc_weight": options.ctc_weight}, FLAG)
+        options.fs = hertz(options.fs) if options.fs is not None else None
+    except UsageError as error:
+        parser.error(str(error))
     import espnet_mla
 
     names = ("inference_asr_model", "chunk_size", "left_chunks", "beam_size", "ctc_weight")
@@ -177,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
         "--times", action="store_true", help="print a line for each token: its onset in seconds, a tab, the token"
     )
     parser.add_argument(
-        "--fs", type=int, metavar="HZ", help="sampling rate of the standard input (default: the model's)"
+        "--fs", metavar="HZ", help="sampling rate of the standard input, such as 16k (default: the model's)"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default the GPU where there is one")
     parser.add_argument("--inference_asr_model", help="model file of an experiment (default: valid.acc.ave.pth)")

@@ -13,12 +13,15 @@ from espnet2.asr.espnet_model import ESPnetASRModel
 from torch import Tensor, nn
 
 from espnet_mla.attention import Chunks
+from espnet_mla.common.errors import UsageError
 from espnet_mla.models import features
 from espnet_mla.models.chunked import StreamState
 from espnet_mla.models.features import StreamingFeatures
 from espnet_mla.models.streaming import StreamingEncoder
+from espnet_mla.streaming.search import MAX_BEAM_SIZE
+from espnet_mla.trained.decoding import check
 from espnet_mla.trained.model import sampling_rate
-from espnet_mla.trained.pretrained import from_pretrained
+from espnet_mla.trained.pretrained import load
 
 if TYPE_CHECKING:
     from espnet2.bin.asr_inference import Speech2Text
@@ -70,12 +73,11 @@ class StreamingModel:
             ValueError: the model can't be streamed, or an option is not valid; the message names the key.
             UserError: as `espnet_mla.from_pretrained`.
         """
-        if beam_size < 1:
-            raise ValueError(f"beam_size: {beam_size}: it must be at least 1")
-        if not 0 <= ctc_weight <= 1:
-            raise ValueError(f"ctc_weight: {ctc_weight}: it must be from 0 to 1")
+        check({"beam_size": beam_size, "ctc_weight": ctc_weight})
+        if beam_size > MAX_BEAM_SIZE:
+            raise UsageError(f"beam_size: {beam_size}: at most {MAX_BEAM_SIZE} hypotheses can be followed")
         if isinstance(model, str | Path):
-            model = from_pretrained(model, **options)
+            model = load(model, **options)
         elif options:
             raise ValueError(f"{', '.join(options)}: not an option of a model that is loaded already")
         asr_model = model.asr_model.eval()

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from espnet_mla.common.errors import UsageError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -22,10 +24,7 @@ def take_options(arguments: Sequence[str]) -> list[str]:
     Without them a streaming model decodes in its configuration's chunks. Either way the log names the chunks. The
     model's parameters must fit its configuration.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--chunk_size", "--left_chunks"):
-        parser.add_argument(name, type=int)
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = chunk_options(arguments)
 
     from espnet2.tasks.abs_task import AbsTask
 
@@ -39,6 +38,21 @@ def take_options(arguments: Sequence[str]) -> list[str]:
 
     AbsTask.build_model_from_file = classmethod(build_model_from_file)
     return rest
+
+
+def chunk_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """chunk_size and left_chunks, None where they are not given, and the other arguments.
+
+    Raises:
+        UsageError: one is no whole number.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("--chunk_size", "--left_chunks"):
+        parser.add_argument(name, type=int)
+    try:
+        return parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UsageError(str(error)) from None
 
 
 def _set_chunks(model: "nn.Module", args: argparse.Namespace, chunk_size: int | None, left_chunks: int | None) -> None:

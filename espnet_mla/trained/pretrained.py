@@ -10,6 +10,7 @@ import yaml
 import espnet_mla
 from espnet_mla.common.errors import UserError
 from espnet_mla.common.yaml_files import read_mapping
+from espnet_mla.trained.decoding import check, check_for
 from espnet_mla.trained.locate import locate, with_files
 from espnet_mla.trained.names import MODEL_FILE
 
@@ -21,6 +22,14 @@ def from_pretrained(
     source: str | os.PathLike[str], *, inference_asr_model: str = MODEL_FILE, **options: Any
 ) -> "Speech2Text":
     """Load a trained model with the plugin registered; see `espnet_mla.from_pretrained`."""
+    check(options)
+    speech2text = load(source, inference_asr_model=inference_asr_model, **options)
+    check_for(vars(speech2text.asr_train_args), options)
+    return speech2text
+
+
+def load(source: str | os.PathLike[str], *, inference_asr_model: str = MODEL_FILE, **options: Any) -> "Speech2Text":
+    """As `from_pretrained`, for whom does not decode: whether the model can bear the options is not checked."""
     root, files, _ = locate(source, inference_asr_model)
     espnet_mla.register()
     from espnet2.bin.asr_inference import Speech2Text

@@ -4,16 +4,12 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import espnet_mla
-from espnet_mla.common.errors import UserError
+from espnet_mla.common.errors import UsageError, UserError
 from espnet_mla.trained.audio import read
-from espnet_mla.trained.decoding import DECODING
+from espnet_mla.trained.decoding import DECODING, FLAG, check
 from espnet_mla.trained.options import device_of
-
-if TYPE_CHECKING:
-    pass
 
 DESCRIPTION = """\
 Print the text of each audio file, a line each: the file, a tab, the text. Takes whatever soundfile reads (FLAC, WAV,
@@ -26,11 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Transcribe, and return the exit status."""
     parser = _parser()
     options = parser.parse_intermixed_args(arguments)
-    if options.beam_size is not None and options.beam_size < 1:
-        parser.error(f"--beam_size {options.beam_size}: at least 1 is needed")
-    if options.ctc_weight is not None and not 0 <= options.ctc_weight <= 1:
-        parser.error(f"--ctc_weight {options.ctc_weight}: from 0 to 1")
     given = {name: getattr(options, name) for name in ("inference_asr_model", *DECODING)}
+    try:
+        check(given, FLAG)
+    except UsageError as error:
+        parser.error(str(error))
     device = device_of(parser, options)
     try:
         speech2text = espnet_mla.from_pretrained(

@@ -29,6 +29,9 @@ class Chunks:
     def mask(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The attention mask of the frames x (b, t, d). Not for a size of `ALL`.
 
+        A frame that is padding attends to itself too, so that no row is fully masked: a NaN there, which some kernels
+        make of it, would reach real frames as 0 x NaN.
+
         Args:
             mask: (b, 1, t), true for real frames, or None.
 
@@ -40,4 +43,6 @@ class Chunks:
         visible = chunks_back >= 0
         if self.left != ALL:
             visible &= chunks_back <= self.left
-        return visible.unsqueeze(0) if mask is None else visible & mask.bool()
+        if mask is None:
+            return visible.unsqueeze(0)
+        return visible & mask.bool() | torch.eye(len(chunk), dtype=torch.bool, device=x.device)

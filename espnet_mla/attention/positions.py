@@ -28,24 +28,23 @@ def rotate(x: Tensor, position: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).to(x.dtype)
 
 
-def relative_shift(product: Tensor, time_k: int) -> Tensor:
+def relative_shift(product: Tensor, time_k: int, first: int) -> Tensor:
     """Read the score of query i and key j out of the scores of query i and every distance.
 
     Transformer-XL (Dai et al. 2019, appendix B) pads and reshapes; here row i is row i of `product` read from
-    time_q - 1 - i on, which is a view: nothing is copied.
+    first - i on, which is a view: nothing is copied.
 
     Args:
-        product: (..., time_q, time_q + time_k - 1), for distances from time_k - 1 down to 1 - time_q, contiguous.
-        time_k: the number of keys, of which the queries are the last time_q.
+        product: (..., time_q, distances), contiguous, the distances descending.
+        time_k: the number of keys.
+        first: the column of the distance between the first query and the first key.
 
     Returns:
         (..., time_q, time_k), a view of `product`.
     """
-    time_q, distances = product.shape[-2:]
-    if time_q == 1:
-        return product
-    flat = product.flatten(-2).narrow(-1, time_q - 1, time_q * (distances - 1))
-    return flat.unflatten(-1, (time_q, distances - 1)).narrow(-1, 0, time_k)
+    if product.shape[-2] == 1:
+        return product[..., first : first + time_k]
+    return product.flatten(-2)[..., first:].unfold(-1, time_k, product.shape[-1] - 1)
 
 
 class CachedPosition:

@@ -25,6 +25,9 @@ from espnet_mla.attention.positions import relative_shift
 _ROWS = 192
 _ROWS_AT_ONCE = 256
 
+# Numbers: the memory-efficient kernel of CUDA reads a mask 16 bytes at a time, and PyTorch copies one that it can't.
+_ALIGNMENT = 8
+
 
 class PositionTerm(NamedTuple):
     """What the second term of the score of relative positions is made of.
@@ -37,10 +40,23 @@ class PositionTerm(NamedTuple):
     q: Tensor
     p: Tensor
 
-    def rows(self, start: int, end: int, time_k: int) -> Tensor:
-        """The term of queries start to end, (b, h, end - start, t_k)."""
+    def rows(self, start: int, end: int, time_k: int, alignment: int = 1) -> Tensor:
+        """The term of queries start to end, (b, h, end - start, t_k).
+
+        Args:
+            alignment: each row begins in memory at a multiple of so many numbers, and t_k is rounded up to one: what
+                stands beyond the last key means nothing.
+        """
         last = self.q.shape[-2]
-        return relative_shift(self.q[..., start:end, :] @ self.p[..., last - end : last - start + time_k - 1], time_k)
+        p = self.p[..., last - end : last - start + time_k - 1]
+        first = end - start - 1  # where row 0 begins; each further row begins one column before the last
+        if alignment > 1:
+            lead = -first % alignment
+            first, time_k = first + lead, time_k + -time_k % alignment
+            columns = first + time_k
+            columns += (1 - columns) % alignment
+            p = nn.functional.pad(p, (lead, columns - lead - p.shape[-1]))
+        return relative_shift(self.q[..., start:end, :] @ p, time_k, first)
 
 
 def softmax_attention(
@@ -120,15 +136,19 @@ def _attend_batch(
     if mask is None and q.device.type == "cpu" and torch.is_grad_enabled() and term.q.requires_grad:
         kernel = _unfused
         if k.shape[1] != q.shape[1]:
-            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+            k, v = (_expanded(x, q.shape[1]) for x in (k, v))
     rows = _rows_at_a_time(q)
+    alignment = 1 if q.device.type == "cpu" else _ALIGNMENT
     outs = []
     for start in range(0, time_q, rows):
         end = min(start + rows, time_q)
-        bias = term.rows(start, end, time_k)
+        bias = term.rows(start, end, time_k, alignment)
         if mask is not None:
-            bias = bias.masked_fill(~(mask if mask.shape[-2] == 1 else mask[..., start:end, :]), -math.inf)
-        outs.append(kernel(q[..., start:end, :], k, v, bias, scale, dropout))
+            visible = mask if mask.shape[-2] == 1 else mask[..., start:end, :]
+            if bias.shape[-1] > time_k:
+                visible = nn.functional.pad(visible, (0, bias.shape[-1] - time_k))
+            bias = torch.where(visible, bias, -math.inf)
+        outs.append(kernel(q[..., start:end, :], k, v, bias[..., :time_k], scale, dropout))
     return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-2)
 
 
@@ -140,9 +160,17 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, d
         q = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)
         out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
         return out.unflatten(2, (-1, time_q)).flatten(1, 2)
+    if shared and q.device.type != "cpu":  # no kernel of CUDA takes both a mask and shared heads
+        k, v = (_expanded(x, q.shape[1]) for x in (k, v))
+        shared = False
     return nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=shared
     )
+
+
+def _expanded(x: Tensor, heads: int) -> Tensor:
+    """x (b, fewer heads, t, d) with a head for each of queries, (b, heads, t, d); one head is not copied."""
+    return x.expand(-1, heads, -1, -1) if x.shape[1] == 1 else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
 def _unfused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, dropout: float) -> Tensor:

@@ -153,8 +153,8 @@ class PrefixScorer(CTCPrefixScorer):
         impl = self.impl
         if impl.margin <= 0:
             return 0, 0, min(max(length, 1), impl.input_length), impl.input_length
-        peak = total.argmax(dim=1)
-        first, last = max(int(peak.min()), prefix.first), max(int(peak.max()), prefix.last)
+        first, last = torch.stack(total.argmax(dim=1).aminmax()).tolist()  # one transfer from the device
+        first, last = max(first, prefix.first), max(last, prefix.last)
         start = min(prefix.last, max(first - impl.margin, length, 1))
         return first, last, start, impl._window_end(last, last + impl.margin + 1)
 

@@ -27,7 +27,7 @@ from espnet_mla.common.machine import processor
 
 FRAMES_PER_SECOND = 25  # what 4-fold subsampling leaves of 100
 D_MODEL, HEADS = 256, 4
-LEAST_SECONDS = 30  # short steps are repeated for so long, since a busy machine makes single ones vary by half
+LEAST_SECONDS = 30.0  # short steps are repeated for so long, since a busy machine makes single ones vary by half
 CASES = ((1, 10), (1, 30), (8, 15), (1, 120))  # (batch, seconds)
 BASELINE, BASELINE_SDPA = "espnet", "espnet use_sdpa"
 OURS = {  # name -> (choice, position, attention_conf)
@@ -178,7 +178,9 @@ def measure_memory(make_task, cases, device: str, results: dict) -> None:
             results.setdefault(f"{batch}x{seconds}", {}).setdefault(subject, {})["peak memory"] = peak
 
 
-def measure_time(make_task, cases, device: str, rounds: int, results: dict) -> None:
+def measure_time(
+    make_task, cases, device: str, rounds: int, results: dict, least_seconds: float = LEAST_SECONDS
+) -> None:
     """Fill results[case][subject][step], in seconds: the subjects take turns."""
     for batch, seconds in cases:
         case = results.setdefault(f"{batch}x{seconds}", {})
@@ -186,7 +188,7 @@ def measure_time(make_task, cases, device: str, rounds: int, results: dict) -> N
         for name, step in STEPS.items():
             run = with_precision(step, device)
             taken: dict[str, list[float]] = {subject: [] for subject in SUBJECTS}
-            deadline = time.perf_counter() + LEAST_SECONDS
+            deadline = time.perf_counter() + least_seconds
             number = 0
             while number <= rounds or time.perf_counter() < deadline:
                 for subject, task in tasks.items():

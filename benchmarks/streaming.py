@@ -40,17 +40,18 @@ FS = 16000
 SECONDS = 0.64  # of a chunk
 DECODING = {"beam_size": 5, "ctc_weight": 0.3}  # of ESPnet's searches, as the recipe's on the mini corpus
 FRAME, AHEAD = 40, 36  # milliseconds: of a frame, and that the last one sees ahead
+STREAMS = (1, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64)
 HOUR = 60  # minutes that the long stream runs
 STREAMING = [
     f"--encoder_conf streaming.{key}={value}".split() for key, value in (("chunk_size", CHUNK), ("left_chunks", 8))
 ]
 
 
-def loaded(scratch: Path, conf: str, *options: str) -> object:
+def loaded(scratch: Path, conf: str, *options: str, device: str = "cpu") -> object:
     """A Speech2Text with random weights."""
     folder = scratch / "_".join((conf, *options)).replace("/", "_")
     build(folder, conf, "--normalize", "none", *options)
-    return espnet_mla.from_pretrained(folder, device="cpu")
+    return espnet_mla.from_pretrained(folder, device=device)
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
@@ -103,21 +104,21 @@ def caches(models: dict[str, object]) -> None:
         print(f"| {name} | {attention:,} B | {convolution:,} B | {both:,} B | {10**9 // both:,} |", flush=True)
 
 
-def held(model: object) -> None:
-    """How many streams run in real time."""
+def held(model: object, numbers: Sequence[int] = STREAMS, turns: int = 30, warm: int = 10) -> None:
+    """How many streams run in real time; the caches are full after the first `warm` turns."""
     print("\n| streams | seconds for 0.64 s of each, median | the longest |\n| --- | --- | --- |")
-    for streams in (1, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64):
+    for streams in numbers:
         pool = espnet_mla.StreamPool(model, rescoring=False)
         opened = [pool.open() for _ in range(streams)]
         sound = [itertools.cycle(np.split(noise(10 * SECONDS, number), 10)) for number in range(streams)]
         taken = []
-        for turn in range(30):
+        for turn in range(turns):
             began = time.perf_counter()
             for stream, pieces in zip(opened, sound, strict=True):
                 stream.accept(next(pieces))
             while pool.advance():
                 pass
-            if turn >= 10:  # the caches are full
+            if turn >= warm:
                 taken.append(time.perf_counter() - began)
         print(f"| {streams} | {statistics.median(taken):.3f} | {max(taken):.3f} |", flush=True)
         if statistics.median(taken) > SECONDS:

@@ -23,6 +23,19 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(CORES, 8)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--device` is what `on_device.py` compares with the CPU."""
+    parser.addoption("--device", default="cpu", help="of tests/on_device.py: cpu, cuda, ... (default: %(default)s)")
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    """The device under test."""
+    import torch
+
+    return torch.device(request.config.getoption("--device"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def users_folders_stay_as_they_are() -> Iterator[None]:
     """Fails the run if anything changes in the folders where the repository's recipes keep a user's work."""

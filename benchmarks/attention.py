@@ -181,22 +181,31 @@ def measure_memory(make_task, cases, device: str, results: dict) -> None:
 def measure_time(
     make_task, cases, device: str, rounds: int, results: dict, least_seconds: float = LEAST_SECONDS
 ) -> None:
-    """Fill results[case][subject][step], in seconds: the subjects take turns."""
+    """Fill results[case][subject][step], in seconds: the subjects take turns. On a GPU also what else is measured."""
     for batch, seconds in cases:
         case = results.setdefault(f"{batch}x{seconds}", {})
         tasks = {subject: make_task(subject, batch, seconds, device) for subject in SUBJECTS}
+        if device == "cuda":
+            for subject, task in tasks.items():
+                step = with_precision(training_step, device)
+                case[subject] = {"peak memory": peak_memory(lambda task=task: task, step, device)}
+                case[subject]["its kernels"] = kernel_seconds(task)
         for name, step in STEPS.items():
             run = with_precision(step, device)
+            repeats = 2 if device == "cuda" else 1
             taken: dict[str, list[float]] = {subject: [] for subject in SUBJECTS}
             deadline = time.perf_counter() + least_seconds
             number = 0
             while number <= rounds or time.perf_counter() < deadline:
                 for subject, task in tasks.items():
                     gc.collect()
+                    if device == "cuda":  # collecting garbage empties the caches that launching kernels lives on
+                        run(task)
                     began = time.perf_counter()
-                    run(task)
+                    for _ in range(repeats):
+                        run(task)
                     if number:  # the first round warms up
-                        taken[subject].append(time.perf_counter() - began)
+                        taken[subject].append((time.perf_counter() - began) / repeats)
                     for parameter in task.module.parameters():
                         parameter.grad = None
                 number += 1
@@ -204,17 +213,27 @@ def measure_time(
                 case.setdefault(subject, {})[name] = statistics.median(values)
 
 
+def kernel_seconds(task: Task) -> float:
+    """How long a GPU computes in a training step; the rest of its time it waits for a CPU to launch kernels."""
+    from torch.profiler import ProfilerActivity, profile
+
+    run = with_precision(training_step, "cuda")
+    run(task)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        run(task)
+    return sum(event.self_device_time_total for event in profiled.key_averages()) / 1e6
+
+
 def table(title: str, results: dict) -> str:
     """Ratios to ESPnet's default, and for the time also to the faster of ESPnet's two."""
-    columns = ("forward", "training step", "peak memory")
-    lines = [f"### {title}", "", "| batch x seconds | | " + " | ".join(columns) + " |", "| --- " * 5 + "|"]
+    measured = next(iter(next(iter(results.values())).values()))
+    columns = [name for name in ("forward", "training step", "its kernels", "peak memory") if name in measured]
+    lines = [f"### {title}", "", "| batch x seconds | | " + " | ".join(columns) + " |"]
+    lines.append("| --- " * (2 + len(columns)) + "|")
     for case, subjects in results.items():
         for subject, figures in subjects.items():
             cells = []
             for column in columns:
-                if column not in figures:
-                    cells.append("")
-                    continue
                 ratio = f"{figures[column] / subjects[BASELINE][column]:.2f}"
                 if column != "peak memory" and subject in OURS:
                     faster = min(subjects[BASELINE][column], subjects[BASELINE_SDPA][column])
@@ -255,7 +274,7 @@ def main() -> None:
     results: dict[str, dict] = {name: {} for name in options.only}
     import espnet_mla.models.encoders  # noqa: F401  (before any process is forked)
 
-    if not options.no_memory:
+    if options.device == "cpu" and not options.no_memory:
         for name, found in results.items():  # all of it first: a process that has computed is no good parent
             measure_memory(makers[name], cases, options.device, found)
     print(machine(options.device), flush=True)

@@ -74,6 +74,7 @@ def subject(name: str, beam: int, device: str):
     search = BatchBeamSearch(
         scorers, weights, beam, VOCABULARY, VOCABULARY - 1, VOCABULARY - 1, pre_beam_score_key="full"
     )
+    ctc.to(device)  # no part of the search, which is handed its log probabilities
     return search.to(device).eval()
 
 

@@ -16,8 +16,8 @@ from espnet2.asr.ctc import CTC
 from espnet2.asr.espnet_model import ESPnetASRModel
 from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.legacy.nets.batch_beam_search import BatchBeamSearch
-from espnet2.legacy.nets.scorers.length_bonus import LengthBonus
 from espnet2.legacy.nets.pytorch_backend.transformer.embedding import RelPositionalEncoding
+from espnet2.legacy.nets.scorers.length_bonus import LengthBonus
 from experiment import add_variant, heard, samples
 from experiment import build as build_experiment
 
@@ -231,7 +231,7 @@ def test_a_streamed_encoder_gives_the_cpus_frames(device, name, kind, position, 
     assert error(found, expected) < 3 * TOLERANCE[dtype]
 
 
-def search(kind):
+def search(kind, device):
     torch.manual_seed(0)
     ctc, model = CTC(VOCABULARY, D).eval(), decoder(kind).eval()
     for parameter in ctc.ctc_lo.parameters():
@@ -242,9 +242,9 @@ def search(kind):
         "length_bonus": LengthBonus(VOCABULARY),
     }
     weights = {"decoder": 0.7, "ctc": 0.3, "length_bonus": 0.0}
-    return BatchBeamSearch(
-        scorers, weights, 5, VOCABULARY, VOCABULARY - 1, VOCABULARY - 1, pre_beam_score_key="full"
-    ).eval()
+    ctc.to(device)  # its scorer is no module, which a search would move
+    beam = BatchBeamSearch(scorers, weights, 5, VOCABULARY, VOCABULARY - 1, VOCABULARY - 1, pre_beam_score_key="full")
+    return beam.to(device).eval()
 
 
 @pytest.mark.parametrize("kind", CHOICES)
@@ -257,7 +257,7 @@ def test_a_beam_search_finds_the_cpus_hypotheses(device, kind, utterances):
         given = (x[0].to(device),) if utterances == 1 else (x.to(device),)
         more = {} if utterances == 1 else {"x_lengths": lengths.to(device)}
         with torch.no_grad():
-            found = search(kind).to(device)(*given, maxlenratio=-12.0, **more)
+            found = search(kind, device)(*given, maxlenratio=-12.0, **more)
         return [found] if utterances == 1 else found
 
     for found, expected in zip(run(device), run(torch.device("cpu")), strict=True):

@@ -58,7 +58,7 @@ def piecewise(encoder, features, lengths, cuts, state=None):
     outs, at = [[] for _ in lengths], [0] * len(lengths)
     while not all(state.ended):
         new = [min(cuts(row), length - begun) for row, (length, begun) in enumerate(zip(lengths, at, strict=True))]
-        piece = torch.zeros(len(lengths), max(new), features.shape[-1])
+        piece = features.new_zeros(len(lengths), max(new), features.shape[-1])
         for row, count in enumerate(new):
             piece[row, :count] = features[row, at[row] : at[row] + count]
             at[row] += count
@@ -337,7 +337,7 @@ def test_each_module_has_its_own_cache_whatever_the_order_of_the_calls(kind):
     encoder = build("transformer", kind, "rope")
     for number, layer in enumerate(encoder.encoders):
         encoder.encoders[number] = Reordered(layer)
-    features = torch.randn(1, 150, FEATURES)
+    encoder, features = encoder.double(), torch.randn(1, 150, FEATURES, dtype=torch.double)
     assert_same(piecewise(encoder, features, [150], lambda _: 9), at_once(encoder, features, [150]))
 
 

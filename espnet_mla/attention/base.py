@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from espnet_mla.attention.cache import Cache, Past
 from espnet_mla.attention.chunks import Chunks
 from espnet_mla.attention.context import attention_context
-from espnet_mla.attention.positions import CachedPosition, rotate
+from espnet_mla.attention.positions import CachedPosition
 from espnet_mla.attention.softmax import PositionTerm, softmax_attention
 
 # The values of ESPnet's pos_enc_layer_type. Absolute positions are added before the first layer, not in the attention.
@@ -213,10 +213,3 @@ class SoftmaxAttention(Attention):
             q = q + self.pos_bias_u.unsqueeze(-2)
         dropout = self.dropout_rate if self.training else 0.0
         return softmax_attention(to_keys(q), k, v, term, mask, scale, dropout, self_attention)
-
-
-def rotate_window(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotate queries (..., t_q, d_key) and keys (..., t_k, d_key) by their positions in the window."""
-    time_q, time_k = q.shape[-2], k.shape[-2]
-    position = torch.arange(time_k, device=q.device)
-    return rotate(q, position[time_k - time_q :]), rotate(k, position)

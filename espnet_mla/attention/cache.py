@@ -11,7 +11,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from espnet_mla.attention.positions import rotate
+from espnet_mla.attention.positions import rotate_back
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,8 @@ class RunningState:
         """The sums over the frames of `self`, then those of `other`."""
         past = self.numerator
         if self.rotated:
-            # d_key is the axis that turns, so it has to be the last one for `rotate`.
-            back = torch.tensor(-float(len(other)), device=past.device)
-            past = rotate(past.transpose(-1, -2), back).transpose(-1, -2)
+            # d_key is the axis that turns, so it has to be the last one.
+            past = rotate_back(past.transpose(-1, -2), len(other)).transpose(-1, -2)
         return replace(
             self,
             numerator=past + other.numerator,

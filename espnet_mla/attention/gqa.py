@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from espnet_mla.attention.base import SoftmaxAttention, rotate_window
+from espnet_mla.attention.base import SoftmaxAttention
 from espnet_mla.attention.cache import FrameCache
-from espnet_mla.attention.positions import CachedPosition
+from espnet_mla.attention.positions import CachedPosition, rotate
 
 
 class GQA(SoftmaxAttention):
@@ -59,7 +59,7 @@ class GQA(SoftmaxAttention):
         k, v = kv.tensors
         q = self._heads(self.linear_q(query))
         if self.position == "rope":
-            q, k = rotate_window(q, k)
+            q, k = rotate(q), rotate(k)
         out = self.weighted_sum(q, k, v, position, mask, self_attention)
         return self.linear_out(out.transpose(1, 2).flatten(-2))
 

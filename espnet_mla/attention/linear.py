@@ -15,11 +15,6 @@ def feature_map(x: Tensor) -> Tensor:
     return nn.functional.elu(x) + 1
 
 
-def _before_last(x: Tensor) -> Tensor:
-    """Where the frames x (b, t, d) stand, counted from the last of them: (t,), from 1 - t to 0."""
-    return torch.arange(1 - x.shape[1], 1, device=x.device)
-
-
 class Linear(Attention):
     """Linear attention (Katharopoulos et al. 2020, arXiv 2006.16236, eq. 5).
 
@@ -60,7 +55,7 @@ class Linear(Attention):
         denominator = k.sum(dim=-2)
         rotated = self.position == "rope"
         if rotated:
-            k = rotate(k, _before_last(x))
+            k = rotate(k)
         with torch.autocast(x.device.type, enabled=False):
             numerator = k.transpose(-1, -2) @ v
         return RunningState(numerator, denominator, x.shape[1], rotated)
@@ -79,7 +74,7 @@ class Linear(Attention):
         with torch.autocast(query.device.type, enabled=False):
             total = (q * kv.denominator.unsqueeze(-2)).sum(dim=-1, keepdim=True)  # (b, h, t_q, 1)
             if kv.rotated:
-                q = rotate(q, _before_last(query))
+                q = rotate(q)
             # An utterance without a real frame has a total of 0, and gets zeros.
             out = (q @ kv.numerator) / total.masked_fill(total == 0, 1)
         return self.linear_out(self.dropout(out).to(query.dtype).transpose(1, 2).flatten(-2))
@@ -108,7 +103,7 @@ class Linear(Attention):
             denominator = cut(k).sum(dim=-2).cumsum(dim=-2)  # (b, h, chunks, d_head)
             total = (cut(q) * denominator.unsqueeze(-2)).sum(dim=-1, keepdim=True)
             if self.position == "rope":
-                q, k = (rotate(heads, _before_last(x)) for heads in (q, k))
+                q, k = (rotate(heads) for heads in (q, k))
             numerator = (cut(k).transpose(-1, -2) @ v).cumsum(dim=-3)
             out = (cut(q) @ numerator) / total.masked_fill(total == 0, 1)
         out = out.flatten(2, 3)[..., :time, :]

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from espnet_mla.attention.base import SoftmaxAttention, rotate_window
+from espnet_mla.attention.base import SoftmaxAttention
 from espnet_mla.attention.cache import FrameCache
-from espnet_mla.attention.positions import CachedPosition
+from espnet_mla.attention.positions import CachedPosition, rotate
 
 
 class MLA(SoftmaxAttention):
@@ -122,7 +122,7 @@ class MLA(SoftmaxAttention):
         k_rope = None
         if self.position == "rope":
             q, q_rope = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), dim=-1)
-            q_rope, k_rope = rotate_window(q_rope, kv.tensors[1].unsqueeze(1))
+            q_rope, k_rope = rotate(q_rope), rotate(kv.tensors[1].unsqueeze(1))
             q = torch.cat((q, q_rope), dim=-1)
         # A quantised layer has no weight that could be absorbed.
         plain = isinstance(self.linear_k_up.weight, Tensor) and isinstance(self.linear_v_up.weight, Tensor)

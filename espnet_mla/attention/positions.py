@@ -7,25 +7,58 @@ frames. Only differences matter, so nothing changes when a stream's old frames a
 import torch
 from torch import Tensor, nn
 
-from espnet_mla.attention.precision import full_precision
+from espnet_mla.attention.precision import most_precise
 
 ROPE_BASE = 10000.0
 
 
-def rotate(x: Tensor, position: Tensor) -> Tensor:
+def rotate(x: Tensor) -> Tensor:
     """Turn each pair (i, i + d/2) of x's last axis by its rotary angle (Su et al. 2021, eq. 34, in halves).
+
+    The last frame stands at 0, the one before it at -1, and so on: queries that are the last frames of a window have
+    the positions of its last keys.
 
     Args:
         x: (..., time, d), d even.
-        position: (time,) or a scalar, in frames.
     """
+    return _turn(x, *_cos_sin(x.shape[-2], x))
+
+
+def rotate_back(x: Tensor, frames: int) -> Tensor:
+    """x (..., d) turned to so many frames earlier, all of it by the same angles."""
+    cos, sin = _cos_sin(frames + 1, x)
+    return _turn(x, cos[0], sin[0])
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
+
+
+# Every layer of every step needs the same angles. Device, size and precision -> those of so many frames.
+_tables: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+
+def _cos_sin(time: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines, and sines with the signs that they are multiplied by, (time, d) each, of frames at 1 - time to 0."""
+    d = like.shape[-1]
     # bfloat16 can't tell frame 1000 from frame 1001.
-    first, second = full_precision(x).chunk(2, dim=-1)
-    half = x.shape[-1] // 2
-    frequency = ROPE_BASE ** (-torch.arange(half, device=x.device, dtype=first.dtype) / half)
-    angle = position.to(first.dtype).unsqueeze(-1) * frequency  # (time, d / 2)
-    cos, sin = angle.cos(), angle.sin()
-    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).to(x.dtype)
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    if torch.compiler.is_compiling() or type(like) is not Tensor:
+        return _angles(time, d, dtype, like.device)
+    key = like.device, d, dtype
+    if key not in _tables or len(_tables[key][0]) < time:
+        with torch.inference_mode(False):  # training will need them too
+            _tables[key] = _angles(1 << time.bit_length(), d, dtype, like.device)
+    cos, sin = _tables[key]
+    return cos[len(cos) - time :], sin[len(sin) - time :]
+
+
+def _angles(time: int, d: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    precise = most_precise(device)
+    frequency = ROPE_BASE ** (-torch.arange(d // 2, device=device, dtype=precise) / (d // 2))
+    angle = torch.arange(1 - time, 1, device=device, dtype=precise).unsqueeze(-1) * frequency  # (time, d / 2)
+    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def relative_shift(product: Tensor, time_k: int, first: int) -> Tensor:

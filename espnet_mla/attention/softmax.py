@@ -116,7 +116,7 @@ def _lengths(q: Tensor, mask: Tensor | None) -> list[int] | None:
     batch, time_ = q.shape[0], q.shape[-2]
     if mask is None or mask.shape != (batch, 1, time_):
         return None
-    if q.device.type != "cpu" or torch.compiler.is_compiling():
+    if not _on_cpu(q) or torch.compiler.is_compiling():
         return None
     real = mask[:, 0].bool()
     lengths = real.sum(-1)
@@ -133,12 +133,12 @@ def _attend_batch(
     time_q, time_k = q.shape[-2], k.shape[-2]
     kernel: Callable[[Tensor, Tensor, Tensor, Tensor, float, float], Tensor] = _fused
     # A fully masked query needs the care that the fused kernels take.
-    if mask is None and q.device.type == "cpu" and torch.is_grad_enabled() and term.q.requires_grad:
+    if mask is None and _on_cpu(q) and torch.is_grad_enabled() and term.q.requires_grad:
         kernel = _unfused
         if k.shape[1] != q.shape[1]:
             k, v = (_expanded(x, q.shape[1]) for x in (k, v))
     rows = _rows_at_a_time(q)
-    alignment = 1 if q.device.type == "cpu" else _ALIGNMENT
+    alignment = 1 if _on_cpu(q) else _ALIGNMENT
     outs = []
     for start in range(0, time_q, rows):
         end = min(start + rows, time_q)
@@ -160,7 +160,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, d
         q = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)
         out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
         return out.unflatten(2, (-1, time_q)).flatten(1, 2)
-    if shared and q.device.type != "cpu":  # no kernel of CUDA takes both a mask and shared heads
+    if shared and not _on_cpu(q):  # no kernel of CUDA takes both a mask and shared heads
         k, v = (_expanded(x, q.shape[1]) for x in (k, v))
         shared = False
     return nn.functional.scaled_dot_product_attention(
@@ -187,6 +187,10 @@ def _rows_at_a_time(q: Tensor) -> int:
     A GPU wants one large kernel, and so do torch.compile and torch.export, which would unroll the loop.
     """
     time_q = q.shape[-2]
-    if q.device.type != "cpu" or torch.compiler.is_compiling() or time_q <= _ROWS_AT_ONCE:
+    if not _on_cpu(q) or torch.compiler.is_compiling() or time_q <= _ROWS_AT_ONCE:
         return time_q
     return _ROWS
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu"

@@ -16,7 +16,7 @@ LOG_ZERO = -math.inf
 PRE_BEAM_SIZE = 8
 """Most probable tokens that may extend a prefix at a frame. CTC's posteriors are rarely spread over more."""
 MAX_BEAM_SIZE = 1000
-"""Hypotheses of a stream. Their time grows with their number, and no text has become better by more than some dozens."""
+"""Hypotheses of a stream; their time grows with their number."""
 SETTLING_INTERVAL = 64
 """Frames between two searches for the common beginning of all prefixes."""
 MAX_UNSETTLED_FRAMES = 1500

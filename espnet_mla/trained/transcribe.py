@@ -15,8 +15,8 @@ from espnet_mla.trained.options import device_of
 DESCRIPTION = """\
 Print the text of each audio file, a line each: the file, a tab, the text. Takes whatever soundfile reads (FLAC, WAV,
 OGG, MP3, ...), at any rate; channels are averaged. A file that can't be done is named on the standard error, the others
-are done all the same, and the exit status is 1. In a file's name a tab is written \\t, a line feed \\n, a backslash \\\\,
-and any other byte that would break the line \\xff.
+are done all the same, and the exit status is 1. In a file's name a tab is written \\t, a line feed \\n, a backslash
+\\\\, and any other byte that would break the line \\xff.
 """
 
 

@@ -130,6 +130,7 @@ def test_realtime_is_no_faster_than_it_was_spoken(model, recipe, expected, monke
     ("arguments", "message"),
     [
         (["absent.flac"], "error: absent.flac does not exist\n"),
+        (["short.wav"], "error: short.wav: 0.006 s are too short for the model\n"),
         (["nan.wav"], "error: nan.wav: samples that are not finite numbers"),
         (["speech.flac", "--chunk_size", "0"], "error: chunk_size: 0 must be a number of encoder frames"),
         (["speech.flac", "--ctc_weight", "7"], "error: ctc_weight: 7.0: it must be from 0 to 1"),
@@ -138,6 +139,7 @@ def test_realtime_is_no_faster_than_it_was_spoken(model, recipe, expected, monke
 def test_what_cannot_be_done_is_named(model, recipe, tmp_path, monkeypatch, capfd, arguments, message):
     monkeypatch.chdir(tmp_path)
     shutil.copy(recipe / "speech.flac", "speech.flac")
+    soundfile.write("short.wav", samples(recipe)[:100], 16000)
     soundfile.write("nan.wav", samples(recipe) * np.nan, 16000, subtype="FLOAT")
     assert command.main([str(model), *arguments]) == 1
     assert message in capfd.readouterr().err

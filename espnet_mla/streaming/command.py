@@ -87,7 +87,10 @@ def _recognise(
             if result := recogniser.accept(piece):
                 display.update(result, samples / rate)
     display.clear()
-    return recogniser.finish()
+    stream, result = recogniser.stream, recogniser.finish()
+    if options.audio != STDIN and not stream.state.frames[0]:
+        raise UserError(f"{escaped(options.audio)}: {samples / rate:.3f} s are too short for the model")
+    return result
 
 
 def _sleep_until(end: float) -> None:

@@ -237,9 +237,9 @@ def same(config: str, model: str, wav_scp: str, beam: int) -> None:
     espnet_mla.register()
     from espnet2.bin.asr_inference import Speech2Text
 
-    speech = [
-        soundfile.read(line.split(maxsplit=1)[1], dtype="float32")[0] for line in Path(wav_scp).read_text().splitlines()
-    ]
+    from espnet_mla.common.tables import read_table
+
+    speech = [soundfile.read(path, dtype="float32")[0] for path in read_table(wav_scp).values()]
     print("| options | utterances | n-best lists that differ | ESPnet's time / ours |\n| --- | --- | --- | --- |")
     for options in OPTIONS:
         given = dict(nbest=NBEST, beam_size=beam, lm_weight=0.0, **options)

@@ -170,6 +170,15 @@ class TestFormatData:
         self.format()
         assert read_table(self.target / "utt2num_samples")["s1-0001"] == "16000"
 
+    def test_audio_whose_header_lacks_its_length_is_written_anew(self, recipe):
+        path = recipe / "corpus/s1-0003.wav"
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"data" + (len(content) - 44).to_bytes(4, "little"), b"data\0\0\0\0"))
+        assert soundfile.info(path).frames == 0
+        wavs = self.format("wav")
+        assert wavs["s1-0001"] != str(path) != wavs["s1-0003"]
+        assert soundfile.info(wavs["s1-0003"]).frames == (len(content) - 44) // 2
+
     def test_nothing_stale_stays_when_format_rate_or_entries_change(self, recipe):
         self.format("wav", fs=8000)
         self.format("flac", fs=8000)

@@ -14,6 +14,8 @@ from recipes import run_script as run
 
 from espnet_mla.common.errors import UserError
 from espnet_mla.recipe import checkout, mini
+from espnet_mla.recipe.layout import Layout
+from espnet_mla.recipe.options import parse
 
 SETS = ("--train_set", "train", "--valid_set", "dev", "--test_sets", "test")
 REAL = os.environ.get("ESPNET_ROOT", "")
@@ -39,6 +41,15 @@ def folder(tmp_path):
 
 def links(folder: Path) -> set[str]:
     return {name for name in checkout.LINKS if (folder / name).is_symlink()}
+
+
+@pytest.mark.parametrize("blanks", [" ", "\t", "  "])
+def test_a_program_that_an_audio_list_runs_is_found_behind_any_white_space(tmp_path, monkeypatch, blanks):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    (tmp_path / "data" / "train" / "wav.scp").write_text(f"a{blanks}sox a.flac -t wav - speed 0.9 |\n")
+    layout = Layout(parse([*SETS, "--lang", "en"]))
+    assert checkout._piped(layout, "sox") and not checkout._piped(layout, "flac")
 
 
 def test_its_own_asr_sh_is_run_with_the_plugin(espnet, folder):

@@ -491,8 +491,8 @@ def recordings():
     ("message", "make"),
     [
         ("data/nowhere.scp does not exist", lambda: "data/nowhere.scp"),
-        ("data/other.scp: a: cannot read data/missing.flac", lambda: wav_scp("a data/missing.flac\n")),
-        ("data/other.scp: a: cannot read data/broken.flac", broken_audio),
+        ("data/other.scp: a: data/missing.flac does not exist", lambda: wav_scp("a data/missing.flac\n")),
+        ("data/other.scp: a: data/broken.flac", broken_audio),
         ("data/other.scp: a: data/slow.flac has 8000 Hz, but the model takes 16000 Hz", slow_audio),
         ("data cannot be read: Is a directory", lambda: "data"),
         ("data/long/wav.scp is of whole recordings, by segments beside it", recordings),

@@ -23,6 +23,25 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert datadir.load(tmp_path / "x") == TABLES
 
 
+def test_blanks_of_any_kind_become_single_spaces_and_are_counted(tmp_path, caplog):
+    datadir.save(tmp_path, TABLES | {"text": {"b-2": "TWO\u3000 MORE", "a-1": "ONE  MORE\u00a0WORD", "a-2": "A B"}})
+    assert datadir.load(tmp_path)["text"] == {"b-2": "TWO MORE", "a-1": "ONE MORE WORD", "a-2": "A B"}
+    assert f"{tmp_path}/text: 2 of 3 transcripts had runs of blanks" in caplog.text
+    caplog.clear()
+    datadir.save(tmp_path, datadir.load(tmp_path))
+    caplog.clear()
+    datadir.load(tmp_path)
+    assert not caplog.text
+
+
+def test_tables_whose_columns_are_tabulated_are_the_same(tmp_path):
+    datadir.save(tmp_path, TABLES)
+    for name in TABLES:
+        path = tmp_path / name
+        path.write_text(path.read_text().replace(" ", "\t"))
+    assert datadir.load(tmp_path) == TABLES
+
+
 def test_tables_are_sorted_and_speakers_list_their_utterances(tmp_path):
     datadir.save(tmp_path, TABLES)
     assert (tmp_path / "text").read_text() == "a-1 ONE\na-2\nb-2 TWO\n"

@@ -6,6 +6,8 @@ import io
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -150,6 +152,42 @@ class TestPrepare:
         for name in ("wav.scp", "text", "utt2spk"):
             table = read_table(tmp_path / "data" / "train_clean_100" / name)
             assert len(table) == 199 and all(key.split() == [key] for key in table)
+
+    def test_blanks_of_any_kind_become_single_spaces_and_are_counted(self, tmp_path, caplog):
+        folder = write_chapter(tmp_path, "train-clean-100", "11", "7", number=3)
+        librispeech.prepare(tmp_path, tmp_path / "plain", nj=1, parts=["train-clean-100"])
+        transcript = folder / "11-7.trans.txt"
+        words = ("WORDS\u00a0OF  UTTERANCE 0", "WORDS\u3000OF\tUTTERANCE\u2028 1\u0085", "WORDS OF UTTERANCE 2")
+        transcript.write_text("".join(f"11-7-000{number} {text}\n" for number, text in enumerate(words)))
+        librispeech.prepare(tmp_path, tmp_path / "blanks", nj=1, parts=["train-clean-100"])
+        assert contents(tmp_path / "blanks") == contents(tmp_path / "plain")
+        assert "train-clean-100: 2 of 3 transcripts had runs of blanks" in caplog.text
+
+    def test_a_control_character_is_named_and_left_out_as_kaldi_refuses_it(self, tmp_path, caplog):
+        folder = write_chapter(tmp_path, "train-clean-100", "11", "7", number=100)
+        transcript = folder / "11-7.trans.txt"
+        transcript.write_text(transcript.read_text().replace("UTTERANCE 42", "UTTER\x07ANCE 42"))
+        librispeech.prepare(tmp_path, tmp_path / "data", nj=1, parts=["train-clean-100"])
+        assert "has the control character U+0007 in it" in caplog.text
+        assert len(read_table(tmp_path / "data/train_clean_100/text")) == 99
+
+    def test_a_name_that_is_not_utf_8_is_left_out_and_shown(self, tmp_path, capsys):
+        folder = write_chapter(tmp_path, "train-clean-100", "11", "7", number=200)
+        os.rename(folder / "11-7-0042.flac", os.fsencode(folder) + b"/11-7-00\xff42.flac")
+        command = [sys.executable, "-c", "from espnet_mla.common.log import show_logging; show_logging(); "
+                   "import sys; from pathlib import Path; from espnet_mla.recipe import librispeech; "
+                   "librispeech.prepare(Path(sys.argv[1]), Path(sys.argv[1]) / 'data', 1, ['train-clean-100'])"]  # fmt: skip
+        done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "42.flac has no transcript" in done.stdout and "2 of 201 utterances are broken" in done.stdout
+        assert len(read_table(tmp_path / "data/train_clean_100/wav.scp")) == 199
+
+    def test_a_corpus_below_a_name_that_no_table_can_hold_is_refused(self, tmp_path):
+        for name in (b"caf\xe9", b"line\nfeed"):
+            write_chapter(tmp_path / "corpus", "train-clean-100", "11", "7")
+            corpus = (tmp_path / "corpus").rename(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+            with pytest.raises(UserError, match="wav.scp cannot have the line 11-7-0000 "):
+                librispeech.prepare(corpus, tmp_path / "data", nj=1, parts=["train-clean-100"])
 
     @pytest.mark.parametrize("what", ["11", "11/7"])
     def test_what_cannot_be_read_is_named_and_not_passed_over(self, corpus_dir, tmp_path, what):

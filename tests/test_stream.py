@@ -129,7 +129,8 @@ def test_realtime_is_no_faster_than_it_was_spoken(model, recipe, expected, monke
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["absent.flac"], "error: absent.flac: "),
+        (["absent.flac"], "error: absent.flac does not exist\n"),
+        (["short.wav"], "error: short.wav: 0.006 s are too short for the model\n"),
         (["nan.wav"], "error: nan.wav: samples that are not finite numbers"),
         (["speech.flac", "--chunk_size", "0"], "error: chunk_size: 0 must be a number of encoder frames"),
         (["speech.flac", "--ctc_weight", "7"], "error: ctc_weight: 7.0: it must be from 0 to 1"),
@@ -138,6 +139,7 @@ def test_realtime_is_no_faster_than_it_was_spoken(model, recipe, expected, monke
 def test_what_cannot_be_done_is_named(model, recipe, tmp_path, monkeypatch, capfd, arguments, message):
     monkeypatch.chdir(tmp_path)
     shutil.copy(recipe / "speech.flac", "speech.flac")
+    soundfile.write("short.wav", samples(recipe)[:100], 16000)
     soundfile.write("nan.wav", samples(recipe) * np.nan, 16000, subtype="FLOAT")
     assert command.main([str(model), *arguments]) == 1
     assert message in capfd.readouterr().err
@@ -168,6 +170,34 @@ def test_ctrl_c_while_a_chunk_is_computed_waits_for_it(model, recipe, monkeypatc
     monkeypatch.setattr(command, "STDIN_BYTES", len(data))
     assert command.main([str(model), "-"]) == 0
     assert capfd.readouterr().out == f"{recogniser.finish().text}\n"
+
+
+CONTAINERS = [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III"), ("AIFF", "PCM_16")]
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_file_with_a_header_on_the_standard_input_is_refused_with_what_to_do(
+    model, recipe, monkeypatch, capfd, container
+):
+    content = io.BytesIO()
+    soundfile.write(content, samples(recipe), 16000, format=container[0], subtype=container[1])
+
+    class Slow(io.RawIOBase):
+        def read1(self, _):
+            return content.read(5)
+
+    content.seek(0)
+    monkeypatch.setattr(sys, "stdin", type("Stdin", (), {"buffer": Slow()}))
+    assert command.main([str(model), "-"]) == 1
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith("error: the standard input is a") and "ffmpeg -i FILE -f s16le -ac 1 -ar 16000 -" in err
+
+
+def test_a_closed_standard_input_is_one_clear_line(model):
+    program = f'exec "{sys.executable}" -m espnet_mla.cli stream "{model}" - <&-'
+    done = subprocess.run(["sh", "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: the standard input is closed\n")
 
 
 def test_nothing_on_the_standard_input_is_an_empty_text(model, monkeypatch, capfd):

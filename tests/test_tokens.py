@@ -49,6 +49,23 @@ def test_model_and_vocabulary_are_sentencepieces_own(layout, mode, nbpe):
     assert ours.encode("THE RED FOX", out_type=str) == own.encode("THE RED FOX", out_type=str)
 
 
+@pytest.mark.parametrize("kind", ["bpe", "word", "char"])
+def test_words_are_the_same_whatever_white_space_stands_behind_the_key(layout, kind, tmp_path):
+    at = layout("--nbpe", "23", "--token_type", kind)
+    tokens.make_token_list(at)
+    expected = at.token_list.read_text()
+    for path in (tmp_path / "text", tmp_path / "dump" / "raw" / "lm_train.txt"):
+        path.write_text(TEXT.replace(" THE", "\tTHE").replace("utt3 ", "utt3   ").replace("utt4 ", " utt4 \t"))
+    tokens.make_token_list(at)
+    assert at.token_list.read_text() == expected
+
+
+def test_a_text_that_is_not_utf_8_is_named(layout, tmp_path):
+    (tmp_path / "text").write_bytes(b"utt0 CAF\xc9\n")
+    with pytest.raises(UserError, match="text is not UTF-8"):
+        tokens.make_token_list(layout("--nbpe", "23"))
+
+
 @pytest.mark.parametrize(("size", "name"), [(500, "bpe.model"), (50, "train.txt")])
 def test_a_disk_that_fills_up_leaves_no_half_file(layout, largest_file, size, name):
     at = layout("--nbpe", "23")

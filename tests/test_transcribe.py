@@ -34,16 +34,38 @@ def test_every_file_gets_a_line_and_what_cannot_be_done_is_named(
     (tmp_path / "broken.flac").write_bytes((recipe / "speech.flac").read_bytes()[:5000])
     (tmp_path / "text.txt").write_text("no audio\n")
     soundfile.write("nan.wav", speech * np.nan, 16000, subtype="FLOAT")
-    bad = ["nan.wav", "broken.flac", "short.wav", "empty.wav", "text.txt", "absent.flac", "touch run |"]
-    status = transcribe.main([str(archive), "plain.flac", *bad, "stereo.wav", "--device", "cpu", *FLAGS, "faster.ogg"])
+    (tmp_path / "folder.wav").mkdir()
+    cut_wav(tmp_path / "cut.wav", speech)
+    latin = os.fsdecode(b"caf\xe9\t\n.wav")  # a name that is not UTF-8, and would break the line
+    soundfile.write("gsm.wav", speech, 16000, subtype="GSM610")
+    os.rename("gsm.wav", latin)
+    bad = ["nan.wav", "broken.flac", "short.wav", "empty.wav", "text.txt", "cut.wav", "absent.flac", "touch run |"]
+    bad.append("folder.wav")
+    status = transcribe.main(
+        [str(archive), "plain.flac", *bad, "stereo.wav", latin, "--device", "cpu", *FLAGS, "faster.ogg"]
+    )
     out, err = capfd.readouterr()
     text = expected[0][0]
     assert out.splitlines()[:2] == [f"plain.flac\t{text}", f"stereo.wav\t{text}"]
-    assert len(out.splitlines()) == 3 and out.splitlines()[2].startswith("faster.ogg\t")
+    assert [line.split("\t")[0] for line in out.splitlines()[2:]] == [r"caf\xe9\t\n.wav", "faster.ogg"]
     assert status == 1
     told = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert [line.split(": ")[1] for line in told] == bad and all(line.split(": ", 2)[2] for line in told)
+    assert all(line.startswith(f"error: {name}") for line, name in zip(told, bad, strict=True)), told
+    assert not [line for line in told if line.endswith((":", ": "))]
+    assert "error: absent.flac does not exist" in told and "error: folder.wav is a folder" in err
+    assert "short.wav: 0.006 s are too short for the model" in err and "cut.wav is cut off" in err
     assert not (tmp_path / "run").exists()
+
+
+def cut_wav(path, speech):
+    """A WAV file with half of what its header promises."""
+    soundfile.write(path, speech, 16000)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_an_error_without_a_text_is_shown_by_its_type():
+    assert transcribe._trouble("a.wav", NotImplementedError(), 1.0) == "a.wav: NotImplementedError"
+    assert transcribe._trouble("a.wav", RuntimeError("one\n  two"), 1.0) == "a.wav: one two"
 
 
 @pytest.mark.parametrize("wrong", [("--beam_size", "0"), ("--ctc_weight", "2"), ("--device", "bogus")])

@@ -83,7 +83,7 @@ def test_what_stage_2_writes_of_a_path_is_read_without_a_shell_and_means_the_sam
     assert len(wavscp.read(entry)[0]) == FS / 2
     assert len(wavscp.read(audio._faster(entry, "2.0"))[0]) == FS / 4
     path.unlink()
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="does not exist"):
         wavscp.read(entry)
 
 

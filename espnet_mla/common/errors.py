@@ -7,3 +7,9 @@ class UserError(Exception):
 
 class UsageError(UserError, ValueError):
     """An option that does not exist, or a value that it cannot have."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line; its type where it says nothing."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__

@@ -1,6 +1,7 @@
 """Lines of a log with the time, as ESPnet's scripts print them."""
 
 import logging
+import sys
 import time
 
 from tqdm import tqdm
@@ -10,7 +11,8 @@ TIME = "%Y-%m-%dT%H:%M:%S"
 
 def log(text: str) -> None:
     """Print `text` after date and time, without disturbing a progress bar."""
-    tqdm.write(f"{time.strftime(TIME)} {text}")
+    encoding = sys.stdout.encoding or "utf-8"  # which a file's name may not fit into
+    tqdm.write(f"{time.strftime(TIME)} {text}".encode(encoding, "backslashreplace").decode(encoding))
 
 
 def show_logging() -> None:

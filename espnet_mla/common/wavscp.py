@@ -1,7 +1,6 @@
 """One value of wav.scp read as samples: a path, an archive's entry, or a pipe, whose common forms need no program."""
 
 import contextlib
-import io
 import math
 import os
 import re
@@ -10,9 +9,9 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import soxr
 
+from espnet_mla.common import audiofile
 from espnet_mla.common.errors import UserError
 
 ARCHIVED = re.compile(r"(?P<path>.+):\d+")
@@ -42,17 +41,12 @@ def read(entry: str) -> tuple[np.ndarray, int]:
     Raises:
         UserError: the file is missing or broken, holds no samples, or the command fails.
     """
+    entry = entry.strip()
     try:
-        samples, rate = _read(entry.strip())
-    except (soundfile.SoundFileError, OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"cannot read {entry}: {error}") from None
-    if samples.ndim == 2:
-        samples = samples.mean(axis=1)  # (time, channels) -> (time,)
-    if samples.size == 0:
-        raise UserError(f"cannot read {entry}: no samples")
-    if not np.isfinite(samples).all():
-        raise UserError(f"cannot read {entry}: samples that are not finite numbers")
-    return samples, rate
+        return _read(entry)
+    except UserError as error:
+        # The file's name is in it already.
+        raise error if is_path(entry) else UserError(f"cannot read {entry}: {error}") from None
 
 
 def is_path(entry: str) -> bool:
@@ -78,9 +72,10 @@ def seconds(entry: str) -> float | None:
     """How long the audio is by the header of its file, or None where only reading could tell."""
     path, factors = (entry, []) if is_path(entry) else _parse(entry) or (None, [])
     try:
-        return soundfile.info(path).duration / math.prod(factors)
-    except (soundfile.SoundFileError, TypeError):
+        header = audiofile.header(path) if path else None
+    except UserError:
         return None
+    return header.frames / header.rate / math.prod(factors) if header and header.frames is not None else None
 
 
 def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:
@@ -123,27 +118,28 @@ def _unquoted(path: str) -> str | None:
 
 
 def _read_file(path: str) -> tuple[np.ndarray, int]:
-    if ARCHIVED.fullmatch(path) and not os.path.exists(path):
-        from omniio import kaldi  # ESPnet's own reader of archives; a second to import, and seldom needed
+    return audiofile.read(path) if is_path(path) else _read_archived(path)
 
-        rate, samples = kaldi.load_mat(path)
-        if np.issubdtype(samples.dtype, np.integer):
-            samples = samples / -float(np.iinfo(samples.dtype).min)
-        return samples.astype(np.float32), rate
-    if not os.path.exists(path):
-        raise FileNotFoundError("no such file")
-    with soundfile.SoundFile(path) as file:
-        samples = file.read(dtype="float32")
-        if len(samples) != file.frames:
-            raise ValueError(f"{len(samples)} of {file.frames} samples are there")
-        return samples, file.samplerate
+
+def _read_archived(entry: str) -> tuple[np.ndarray, int]:
+    from omniio import kaldi  # ESPnet's own reader of archives; a second to import, and seldom needed
+
+    try:
+        rate, samples = kaldi.load_mat(entry)
+    except Exception as error:  # the reader raises whatever it meets at a wrong offset
+        raise UserError(f"{entry}: {audiofile.trouble(error)}") from None
+    if np.issubdtype(samples.dtype, np.integer):
+        samples = samples / -float(np.iinfo(samples.dtype).min)
+    return audiofile.mono(samples.astype(np.float32), entry), rate
 
 
 def _read_command(command: str) -> tuple[np.ndarray, int]:
-    done = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    try:
+        done = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    except (OSError, ValueError) as error:
+        raise UserError(audiofile.trouble(error)) from None
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-        raise ValueError(f"the command ended with status {done.returncode}: {said[-1]}")
-    with soundfile.SoundFile(io.BytesIO(done.stdout)) as file:
-        # A program that writes into a pipe cannot know the length when it writes the header.
-        return file.read(dtype="float32"), file.samplerate
+        raise UserError(f"the command ended with status {done.returncode}: {said[-1]}")
+    # A program that writes into a pipe cannot know the length when it writes the header.
+    return audiofile.read(done.stdout)

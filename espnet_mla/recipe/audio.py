@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from espnet_mla.common import wavscp
+from espnet_mla.common import audiofile, wavscp
 from espnet_mla.common.errors import UserError
 from espnet_mla.common.files import replacing, write_text
 from espnet_mla.common.tables import read_table
@@ -282,26 +282,29 @@ def _samples(task: _Task) -> np.ndarray:
 def _format_file(task: _Task) -> _Result:
     output = task.folder / f"{task.utterance}.{task.audio_format}"
     if output.exists() and not _newer(task.entry, output):
-        return _Result(task.utterance, str(output), soundfile.info(output).frames)
+        return _Result(task.utterance, str(output), audiofile.header(str(output)).frames or 0)
     try:
         samples = _samples(task)
     except UserError as error:
         return _Result(task.utterance, error=str(error))
-    if _is_so_already(task.entry, task.audio_format, task.fs):
+    if _is_so_already(task.entry, task.audio_format, task.fs, len(samples)):
         return _Result(task.utterance, task.entry, len(samples))
     with replacing(output) as partial:
         partial.write_bytes(encoded(samples, task.fs, task.audio_format))
     return _Result(task.utterance, str(output), len(samples))
 
 
-def _is_so_already(entry: str, audio_format: str, fs: int) -> bool:
+def _is_so_already(entry: str, audio_format: str, fs: int, samples: int | None = None) -> bool:
+    """Whether ESPnet can read the file as it is; that its header has the number of `samples`, where it is given."""
     if not wavscp.is_path(entry) or not entry.endswith(f".{audio_format}"):
         return False
     try:
-        info = soundfile.info(entry)
-    except soundfile.SoundFileError:
+        header = audiofile.header(entry)
+    except UserError:
         return False
-    return (info.samplerate, info.channels, info.subtype) == (fs, 1, SUBTYPE)
+    return (header.rate, header.channels, header.subtype, header.frames) == (
+        fs, 1, SUBTYPE, header.frames if samples is None else samples,
+    )  # fmt: skip
 
 
 def _format_archive(tasks: list[_Task]) -> list[_Result]:

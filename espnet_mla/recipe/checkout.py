@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espnet_mla.common.errors import UserError
+from espnet_mla.common.tables import read_rows
 from espnet_mla.recipe.layout import Layout
 from espnet_mla.recipe.options import parse
 
@@ -50,7 +51,8 @@ def _imported(layout: Layout, root: Path, module: str) -> bool:
 def _piped(layout: Layout, program: str) -> bool:
     """Whether an audio list that stage 3 reads runs the program."""
     lists = (Path("data") / name / "wav.scp" for name in layout.formatted_sets)
-    return 3 in layout.performed and any(f" {program} " in path.read_text() for path in lists if path.exists())
+    entries = (entry for path in lists if path.exists() for _, entry in read_rows(path))
+    return 3 in layout.performed and any(program in entry.split() for entry in entries)
 
 
 PROGRAMS = {

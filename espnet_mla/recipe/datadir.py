@@ -26,6 +26,7 @@ def load(folder: Path) -> Tables:
     """
     names = [name for name in OF_UTTERANCES + OF_SPEAKERS if name in REQUIRED or (folder / name).exists()]
     tables = {name: read_table(folder / name) for name in names}
+    tables["text"] = with_plain_blanks(tables["text"], str(folder / "text"))
     for name in REQUIRED:
         for other in REQUIRED:
             lacking = sorted(tables[other].keys() - tables[name].keys())
@@ -34,6 +35,21 @@ def load(folder: Path) -> Tables:
     if not tables["utt2spk"]:
         raise UserError(f"{folder / 'utt2spk'} is empty")
     return tables
+
+
+def with_plain_blanks(text: Mapping[str, str], where: str) -> dict[str, str]:
+    """Transcripts whose words are parted by one space each; how many were otherwise is logged.
+
+    Kaldi's validate_data_dir.sh refuses Unicode's blanks, and for ESPnet's character tokenizer each blank of a run is a
+    token.
+    """
+    plain = {utterance: " ".join(words.split()) for utterance, words in text.items()}
+    if changed := [utterance for utterance in text if plain[utterance] != text[utterance]]:
+        logger.warning(
+            "%s: %d of %d transcripts had runs of blanks, or blanks other than the space; now each is one space: %s",
+            where, len(changed), len(text), first_few(changed),
+        )  # fmt: skip
+    return plain
 
 
 def keep(tables: Tables, utterances: Collection[str]) -> Tables:

@@ -9,16 +9,18 @@ import os
 import shutil
 import ssl
 import tarfile
+import unicodedata
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import soundfile
 from tqdm import tqdm
 
+from espnet_mla.common import audiofile
 from espnet_mla.common.errors import UserError
+from espnet_mla.common.filenames import escaped
 from espnet_mla.common.files import check_space
 from espnet_mla.common.workers import map_in_processes
 from espnet_mla.recipe import datadir
@@ -245,7 +247,7 @@ def _scan(folder: Path) -> _Part:
         flacs |= new_flacs
     if not text:
         raise UserError(f"{folder} holds no transcripts <reader>/<chapter>/<reader>-<chapter>.trans.txt")
-    return _Part(flacs, text, bad_transcripts)
+    return _Part(flacs, datadir.with_plain_blanks(text, str(folder)), bad_transcripts)
 
 
 def _transcripts(path: Path, bad_transcripts: dict[str, str]) -> dict[str, str]:
@@ -254,7 +256,7 @@ def _transcripts(path: Path, bad_transcripts: dict[str, str]) -> dict[str, str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: {error}") from None
+        raise UserError(f"{escaped(path)} is not UTF-8: {error}") from None
     for line in lines:
         if not line.strip():
             continue
@@ -264,6 +266,9 @@ def _transcripts(path: Path, bad_transcripts: dict[str, str]) -> dict[str, str]:
             bad_transcripts[utterance] = f"{path} has it twice"
         elif not words:
             bad_transcripts[utterance] = f"{path} has no words for it"
+        elif control := sorted({char for char in words if unicodedata.category(char) == "Cc" and not char.isspace()}):
+            # As validate_data_dir.sh of Kaldi does.
+            bad_transcripts[utterance] = f"{path} has the control character U+{ord(control[0]):04X} in it"
         text[utterance] = words
     return text
 
@@ -281,12 +286,12 @@ def _refuse_shared_speakers(found: Mapping[str, _Part]) -> None:
 def _trouble(path: Path) -> str:
     """Why a FLAC cannot be used, or ""."""
     try:
-        info = soundfile.info(path)
-    except (soundfile.SoundFileError, OSError) as error:
-        return f"{path}: {error}"
-    if info.format != "FLAC":
-        return f"{path} is {info.format}, not FLAC"
-    return "" if info.frames > 0 else f"{path} holds no samples"
+        header = audiofile.header(str(path))
+    except UserError as error:
+        return str(error)
+    if header.format != "FLAC":
+        return f"{path} is {header.format}, not FLAC"
+    return "" if header.frames != 0 else f"{path} holds no samples"
 
 
 def _genders(speakers: Path) -> dict[str, str]:

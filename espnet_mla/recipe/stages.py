@@ -16,6 +16,7 @@ from espnet_mla.common.files import check_space, write_text
 from espnet_mla.common.lock import lock, unlock
 from espnet_mla.common.log import log
 from espnet_mla.common.processes import die_with_parent
+from espnet_mla.common.tables import read_rows
 from espnet_mla.common.units import duration, hertz
 from espnet_mla.common.yaml_files import read_mapping
 from espnet_mla.recipe import audio, decoding, packing, tokens, training
@@ -160,8 +161,8 @@ def _remove_long_short(layout: Layout) -> None:
     for name in (layout.train_set, layout.valid_set):
         org, target = layout.data_feats / "org" / name, layout.data_feats / name
         audio.remove_long_short(org, target, hertz(settings.fs), settings.min_wav_duration, settings.max_wav_duration)
-    lines = [line for path in layout.lm_train_text for line in path.read_text(encoding="utf-8").split("\n")]
-    write_text(layout.data_feats / "lm_train.txt", "".join(f"{line}\n" for line in lines if len(line.split()) > 1))
+    lines = [f"{key} {words}\n" for path in layout.lm_train_text for key, words in read_rows(path) if words]
+    write_text(layout.data_feats / "lm_train.txt", "".join(lines))
 
 
 def _score(layout: Layout) -> None:

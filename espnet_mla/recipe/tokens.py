@@ -10,6 +10,7 @@ from pathlib import Path
 from espnet_mla.common.errors import UserError
 from espnet_mla.common.files import replacing, write_text
 from espnet_mla.common.jobs import run_jobs
+from espnet_mla.common.tables import read_rows
 from espnet_mla.recipe.layout import Layout
 
 
@@ -26,7 +27,7 @@ def _bpe(layout: Layout) -> None:
     from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
     settings, bpedir = layout.settings, layout.bpedir
-    sentences = [words for path in layout.bpe_train_text for words in _sentences(path)]
+    sentences = [words for path in layout.bpe_train_text for _, words in read_rows(path) if words]
     if not sentences:
         raise UserError(f"--bpe_train_text {' '.join(map(str, layout.bpe_train_text))} holds no text")
     train_text = bpedir / "train.txt"
@@ -80,11 +81,6 @@ def _tokenized(layout: Layout) -> None:
 
 
 TOKEN_LISTS: dict[str, Callable[[Layout], None]] = {"bpe": _bpe, "char": _tokenized, "word": _tokenized}
-
-
-def _sentences(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [words for line in lines if (words := line.partition(" ")[2].strip())]
 
 
 def _symbols(given: str) -> list[str]:

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from espnet_mla.common.errors import UsageError, UserError
+from espnet_mla.common.errors import UsageError, UserError, one_line
+from espnet_mla.common.filenames import escaped
 from espnet_mla.common.units import hertz
+from espnet_mla.streaming import container
 from espnet_mla.trained.audio import read
 from espnet_mla.trained.decoding import FLAG, check
 from espnet_mla.trained.options import device_of
@@ -31,7 +33,7 @@ Recognise an audio file, or the standard input, piece by piece, and show the par
 espnet-mla transcribe does: the file, a tab, the text. Takes models that were trained with encoder_conf: streaming.
 
     espnet-mla stream MODEL speech.flac
-    arecord -f S16_LE -r 16000 | espnet-mla stream MODEL -
+    arecord -t raw -f S16_LE -r 16000 | espnet-mla stream MODEL -
 """
 
 
@@ -46,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.fs = hertz(options.fs) if options.fs is not None else None
     except UsageError as error:
         parser.error(str(error))
+    if options.audio == STDIN and sys.stdin is None:
+        print("error: the standard input is closed", file=sys.stderr)
+        return 1
     import espnet_mla
 
     names = ("inference_asr_model", "chunk_size", "left_chunks", "beam_size", "ctc_weight")
@@ -55,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recogniser = espnet_mla.StreamingSpeech2Text(
             options.model, fs=options.fs, device=device, rescoring=not options.no_rescoring, **given
         )
-        result = _recognise(recogniser, _pieces(options.audio, recogniser.pool.model.fs), options)
+        result = _recognise(recogniser, _pieces(options.audio, options.fs or recogniser.pool.model.fs), options)
     except (UserError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -64,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = result.text
     if options.times:
         text = "\n".join(f"{second:.2f}\t{token}" for second, token in zip(result.times, result.tokens, strict=True))
-    print(text if options.audio == STDIN or options.times else f"{options.audio}\t{text}", flush=True)
+    print(text if options.audio == STDIN or options.times else f"{escaped(options.audio)}\t{text}", flush=True)
     return 0
 
 
@@ -82,7 +87,10 @@ def _recognise(
             if result := recogniser.accept(piece):
                 display.update(result, samples / rate)
     display.clear()
-    return recogniser.finish()
+    stream, result = recogniser.stream, recogniser.finish()
+    if options.audio != STDIN and not stream.state.frames[0]:
+        raise UserError(f"{escaped(options.audio)}: {samples / rate:.3f} s are too short for the model")
+    return result
 
 
 def _sleep_until(end: float) -> None:
@@ -148,27 +156,52 @@ class _PartialTextDisplay:
 
 
 def _pieces(audio: str, rate: int) -> Iterator["np.ndarray"]:
-    """The samples of a file, at the model's rate, or of the standard input, as they arrive.
+    """The samples of a file, resampled to `rate`, or of the standard input, which is of that rate, as they arrive.
 
     Raises:
         UserError: the file can't be read.
     """
-    import numpy as np
-
     if audio != STDIN:
-        try:
-            samples = read(audio, rate)
-        except UserError as error:
-            raise UserError(f"{audio}: {error}") from None
+        samples = read(audio, rate)
         size = round(FILE_PIECE_SECONDS * rate)
         yield from (samples[begin : begin + size] for begin in range(0, len(samples), size))
         return
-    rest, stdin = b"", cast("io.BufferedReader", sys.stdin.buffer)
+    try:
+        yield from _pcm(cast("io.BufferedReader", sys.stdin.buffer), rate)
+    except OSError as error:
+        raise UserError(f"the standard input cannot be read: {one_line(error)}") from None
+
+
+def _pcm(stdin: "io.BufferedReader", rate: int) -> Iterator["np.ndarray"]:
+    """The samples of the standard input, as they arrive.
+
+    Raises:
+        UserError: it is an audio file with a header, which would be recognised as noise.
+    """
+    import numpy as np
+
+    rest, checked = b"", False
     while data := stdin.read1(STDIN_BYTES):
-        data = rest + data
-        even = len(data) // 2 * 2
-        rest = data[even:]
-        yield np.frombuffer(data[:even], "<i2")
+        rest += data
+        if not checked and len(rest) < container.bytes_needed(rest):
+            continue
+        if not checked:
+            _refuse_container(rest, rate)
+            checked = True
+        even = len(rest) // 2 * 2
+        yield np.frombuffer(rest[:even], "<i2")
+        rest = rest[even:]
+    if not checked:  # it is short
+        _refuse_container(rest, rate)
+        yield np.frombuffer(rest[: len(rest) // 2 * 2], "<i2")
+
+
+def _refuse_container(head: bytes, rate: int) -> None:
+    if name := container.recognise(head):
+        raise UserError(
+            f"the standard input is {name}, not 16-bit PCM without a header: give the file by its name, or send "
+            f"`ffmpeg -i FILE -f s16le -ac 1 -ar {rate} -` (of arecord and sox: -t raw)"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from espnet_mla.common.errors import UserError
-
 if TYPE_CHECKING:
     import numpy as np
 
@@ -21,21 +19,12 @@ def read(path: str, rate: int) -> "np.ndarray":
         (time,), float32 in [-1, 1].
 
     Raises:
-        UserError: the file is missing or broken, or holds no samples.
+        UserError: the file is missing, broken, cut off or empty; the message names it.
     """
-    import numpy as np
-    import soundfile
     import soxr
 
-    try:
-        with soundfile.SoundFile(path) as file:
-            samples = file.read(dtype="float32", always_2d=True)  # (time, channels)
-            if len(samples) != file.frames:
-                raise UserError(f"{len(samples)} of {file.frames} samples are there")
-    except (soundfile.SoundFileError, OSError) as error:
-        raise UserError(str(error)) from None
-    if not len(samples):
-        raise UserError("no samples")
-    if not np.isfinite(samples).all():
-        raise UserError("samples that are not finite numbers")
-    return soxr.resample(samples.mean(axis=1), file.samplerate, rate)
+    from espnet_mla.common import audiofile
+    from espnet_mla.common.filenames import escaped
+
+    samples, own_rate = audiofile.read(path)
+    return audiofile.mono(soxr.resample(samples, own_rate, rate), escaped(path))

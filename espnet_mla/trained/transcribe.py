@@ -6,7 +6,8 @@ import time
 from collections.abc import Sequence
 
 import espnet_mla
-from espnet_mla.common.errors import UsageError, UserError
+from espnet_mla.common.errors import UsageError, UserError, one_line
+from espnet_mla.common.filenames import escaped
 from espnet_mla.trained.audio import read
 from espnet_mla.trained.decoding import DECODING, FLAG, check
 from espnet_mla.trained.options import device_of
@@ -14,7 +15,8 @@ from espnet_mla.trained.options import device_of
 DESCRIPTION = """\
 Print the text of each audio file, a line each: the file, a tab, the text. Takes whatever soundfile reads (FLAC, WAV,
 OGG, MP3, ...), at any rate; channels are averaged. A file that can't be done is named on the standard error, the others
-are done all the same, and the exit status is 1.
+are done all the same, and the exit status is 1. In a file's name a tab is written \\t, a line feed \\n, a backslash
+\\\\, and any other byte that would break the line \\xff.
 """
 
 
@@ -35,27 +37,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
-
     from espnet_mla.trained.model import sampling_rate
 
     rate = sampling_rate(vars(speech2text.asr_train_args))
     status = 0
     for path in options.audio:
         began = time.perf_counter()
+        samples = None
         try:
             samples = read(path, rate)
             results = speech2text(samples)
-        except (UserError, TooShortUttError, RuntimeError) as error:  # RuntimeError: shorter than a window, no memory
-            print(f"error: {path}: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            return 130
+        except Exception as error:  # a model raises whatever it raises, and the other files can be done
+            print(f"error: {_trouble(path, error, None if samples is None else len(samples) / rate)}", file=sys.stderr)
             status = 1
             continue
         seconds, taken = len(samples) / rate, time.perf_counter() - began
         # With intermediate CTC the results come with those of the layers between.
         (text, *_), *_ = results[0] if isinstance(results, tuple) else results
         timing = (f"{seconds:.2f}", f"{taken:.2f}", f"{taken / seconds:.3f}") if options.timing else ()
-        print(path, text, *timing, sep="\t", flush=True)
+        print(escaped(path), text, *timing, sep="\t", flush=True)
     return status
+
+
+def _trouble(path: str, error: Exception, seconds: float | None) -> str:
+    """Why a file was not transcribed; `seconds` is None where it could not be read."""
+    if isinstance(error, UserError):
+        return str(error)
+    from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
+
+    why = one_line(error)
+    # Of less than half a window it is torch that complains, about its padding.
+    if seconds is not None and (isinstance(error, TooShortUttError) or "Padding size should be less" in why):
+        why = f"{seconds:.3f} s are too short for the model"
+    return f"{escaped(path)}: {why}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -22,7 +22,6 @@ from espnet_mla.trained.names import FIGURES_FILE, MODEL_FILE
 ARCHITECTURES = ("conformer", "branchformer", "e_branchformer")
 ATTENTIONS = ("mha", "gqa", "mla", "linear")
 PAIRS = tuple(f"{architecture}_{attention}" for architecture in ARCHITECTURES for attention in ATTENTIONS)
-LONGEST_NAME = 255  # of a file, in Linux's and macOS's file systems
 RESERVED = (
     "stage", "stop_stage", "asr_config", "asr_tag", "asr_exp", "asr_stats_dir", "expdir", "dumpdir", "lang",
     "token_type", "inference_asr_model", "inference_config", "inference_tag",
@@ -186,12 +185,7 @@ def make_plan(options: argparse.Namespace, rest: Sequence[str]) -> Plan:
         for seed in seeds or [""]:
             args = " ".join(filter(None, (options.asr_args, f"--seed {seed}" if seed else "")))
             layout = _layout(options.corpus, config, args, shared)
-            if len(layout.asr_exp.name) > LONGEST_NAME:
-                raise UsageError(
-                    f"--asr_args: the folder {layout.asr_exp.name:.64}... has a name of {len(layout.asr_exp.name)} "
-                    f"characters, and at most {LONGEST_NAME} are possible; a configuration file of your own may set as "
-                    "many options as you like"
-                )
+            layout.check_names()
             name = config.stem + (f"_seed{seed}" if seed else "")
             experiments.append(Experiment(name, config, args, folder / layout.asr_exp))
     check_seconds(options.seconds)

@@ -87,11 +87,14 @@ def check(layout: Layout) -> None:
         UserError: as above.
     """
     settings = layout.settings
+    layout.check_names()
     for name in ("asr_config", "inference_config"):
         if getattr(settings, name):
             _check_config(name, Path(getattr(settings, name)))
     if settings.nlsyms_txt != "none" and not Path(settings.nlsyms_txt).is_file():
         raise UserError(f"--nlsyms_txt {settings.nlsyms_txt} does not exist")
+    if 5 in layout.performed and settings.token_type == "bpe":
+        tokens.unsplit_symbols(layout)
     if 12 in layout.performed:
         decoding.check(layout)
     if 15 in layout.performed:

@@ -95,6 +95,8 @@ def check(layout: Layout) -> None:
         raise UserError(f"--nlsyms_txt {settings.nlsyms_txt} does not exist")
     if 5 in layout.performed and settings.token_type == "bpe":
         tokens.unsplit_symbols(layout)
+    if not {10, 11}.isdisjoint(layout.performed):
+        training.check(layout)
     if 12 in layout.performed:
         decoding.check(layout)
     if 15 in layout.performed:

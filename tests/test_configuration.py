@@ -106,6 +106,7 @@ def test_numbers_of_the_command_line_are_so_too_and_win(taken):
         ("grad_clip: .nan", "grad_clip: nan: a number is needed"),
         ("grad_clip: nan", "grad_clip: nan: a number is needed"),
         ("use_amp: maybe", "use_amp: 'maybe': valid are true and false"),
+        ("max_cache_size: much", "max_cache_size: 'much': ESPnet's asr_train can't take it"),
         ("encodr: conformer", "encodr is no option of ESPnet's asr_train; closest: encoder"),
         ("max_epoch: 1\nmax_epoch: 2", "max_epoch occurs twice, in lines 1 and 2"),
     ],

@@ -1,6 +1,7 @@
 """YAML files of `key: value` lines."""
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -10,7 +11,7 @@ from espnet_mla.common.errors import UserError
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, but a key that occurs twice is an error: PyYAML takes the last one without a word."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:

@@ -27,6 +27,12 @@ LEAST = {
 }  # fmt: skip
 """Option of asr_train -> its least value, which ESPnet does not check."""
 
+NEEDED = {
+    "int": "a whole number is needed", "int_or_none": "a whole number is needed", "float": "a number is needed",
+    "float_or_none": "a number is needed", "str2bool": "valid are true and false",
+}  # fmt: skip
+"""Type of ESPnet's -> what it must be, in words."""
+
 _NUMBER = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)(e[-+]?\d+)?", re.IGNORECASE | re.ASCII)  # as YAML 1.2 has it
 
 
@@ -62,45 +68,26 @@ def read(config: str, arguments: Sequence[str]) -> Configuration:
         UserError: the file can't be read, or a key or option is unknown, or has a value that it can't have.
     """
     parser = _parser()
-    actions = {action.dest: action for action in parser._actions}
     configured = read_mapping(Path(config)) if config else {}
-    corrected: set[str] = set()
-    for name, value in configured.items():
-        if name not in actions:
-            raise UserError(f"{config}: {name} is no option of ESPnet's asr_train{_closest(name, actions)}")
-        configured[name], changed = _option(f"{config}: {name}", value, actions[name])
-        corrected |= {name} if changed else set()
-    parser.set_defaults(**copy.deepcopy(configured))
-    try:
-        options, unknown = parser.parse_known_args(list(arguments))
-    except argparse.ArgumentError as error:
-        raise UsageError(f"--asr_args: {error}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"--asr_args: {' '.join(str(error).split())}") from None
-    if unknown:
-        hint = _closest(unknown[0].partition("=")[0], parser._option_string_actions)
-        raise UsageError(f"--asr_args: {unknown[0]} is no option of ESPnet's asr_train{hint}")
-    values = vars(options)
+    corrected = _set_defaults(parser, config, configured)
+    values = _given(parser, arguments)
 
     def named(*keys: str) -> str:
         """Where a value comes from, and its key."""
-        inner, given = configured, values
+        inner: Any = configured
+        given: Any = values
         for key in keys:
             inner, given = (level.get(key) if isinstance(level, dict) else None for level in (inner, given))
         return f"{config if config and (inner is given or inner == given) else '--asr_args'}: {': '.join(keys)}"
 
     corrections: list[str] = []
-    for name in sorted(corrected):
+    for name in corrected:
         if values[name] == configured[name]:
             listed = values[name] if isinstance(values[name], list) else [values[name]]
             corrections += [f"--{name}", *map(str, listed)]
     for name, value in values.items():
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, float) and math.isnan(number):
-                raise UsageError(f"{named(name)}: {number}: a number is needed")
-            if name in LEAST and number is not None and number < LEAST[name]:
-                raise UsageError(f"{named(name)}: {number}: at least {LEAST[name]} is needed")
-    classes = _classes(options)
+        _check_range(named(name), value, LEAST.get(name))
+    classes = _classes(values)
     for name, part in classes.items():
         parameters = _parameters(part)
         for key, value in (values[name] or {}).items():
@@ -128,13 +115,51 @@ def _refused(path: str) -> str:
     raise argparse.ArgumentTypeError(f"{path}: the configuration has an option of its own, --asr_config")
 
 
-def _classes(options: argparse.Namespace) -> dict[str, type]:
+def _set_defaults(parser: argparse.ArgumentParser, config: str, configured: dict[str, Any]) -> list[str]:
+    """Make a file's values the parser's defaults, of the options' types, which `configured` then has too.
+
+    Returns:
+        The options that asr_train would take as other types.
+    """
+    actions = {action.dest: action for action in parser._actions}
+    corrected = []
+    for name, value in configured.items():
+        if name not in actions:
+            raise UserError(f"{config}: {name} is no option of ESPnet's asr_train{_closest(name, actions)}")
+        configured[name], changed = _option(f"{config}: {name}", value, actions[name])
+        corrected += [name] if changed else []
+    parser.set_defaults(**copy.deepcopy(configured))
+    return corrected
+
+
+def _given(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
+    try:
+        options, unknown = parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise UsageError(f"--asr_args: {error}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"--asr_args: {' '.join(str(error).split())}") from None
+    if unknown:
+        hint = _closest(unknown[0].partition("=")[0], parser._option_string_actions)
+        raise UsageError(f"--asr_args: {unknown[0]} is no option of ESPnet's asr_train{hint}")
+    return vars(options)
+
+
+def _check_range(named: str, value: Any, least: int | None) -> None:
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, float) and math.isnan(number):
+            raise UsageError(f"{named}: {number}: a number is needed")
+        if least is not None and number is not None and number < least:
+            raise UsageError(f"{named}: {number}: at least {least} is needed")
+
+
+def _classes(options: Mapping[str, Any]) -> dict[str, type]:
     from espnet2.asr.ctc import CTC
     from espnet2.tasks.abs_task import optim_classes, scheduler_classes
     from espnet2.tasks.asr import ASRTask
 
-    chosen = {choices.name: choices.classes.get(vars(options)[choices.name]) for choices in ASRTask.class_choices_list}
-    chosen |= {"optim": optim_classes.get(options.optim), "scheduler": scheduler_classes.get(options.scheduler)}
+    chosen = {choices.name: choices.classes.get(options[choices.name]) for choices in ASRTask.class_choices_list}
+    chosen |= {"optim": optim_classes.get(options["optim"]), "scheduler": scheduler_classes.get(options["scheduler"])}
     return {f"{name}_conf": part for name, part in (chosen | {"ctc": CTC}).items() if part is not None}
 
 
@@ -178,13 +203,10 @@ def _scalar(named: str, value: Any, action: argparse.Action) -> tuple[Any, bool]
     for spelling in spellings:
         try:
             return action.type(spelling), spelling != str(value)
-        except (ValueError, TypeError, argparse.ArgumentTypeError):
+        except Exception:  # whatever a type of ESPnet's raises
             continue
-    needed = {int: "a whole number is needed", float: "a number is needed"}
-    kinds = {"int_or_none": "a whole number is needed", "float_or_none": "a number is needed",
-             "str2bool": "valid are true and false"}  # fmt: skip
-    reason = needed.get(action.type) or kinds.get(action.type.__name__, "ESPnet's asr_train can't take it")
-    raise UserError(f"{named}: {value!r}: {reason}")
+    needed = NEEDED.get(getattr(action.type, "__name__", ""), "ESPnet's asr_train can't take it")
+    raise UserError(f"{named}: {value!r}: {needed}")
 
 
 def _argument(named: str, key: str, value: Any, parameters: Mapping[str, inspect.Parameter]) -> Any:

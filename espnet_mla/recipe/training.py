@@ -202,7 +202,7 @@ def check_resumed(layout: Layout, configuration: Configuration, tokens: Path | N
         differences.append("token_list")
     if differences:
         raise UserError(
-            f"{layout.asr_exp} holds a training of another configuration, which can't go on with this one: give another "
+            f"{layout.asr_exp} holds a training of another configuration, and can't go on with this one: give another "
             f"--asr_tag. They differ in {'; '.join(differences)}"
         )
 

@@ -101,6 +101,7 @@ def test_numbers_of_the_command_line_are_so_too_and_win(taken):
         ("max_epoch: 1.5", "max_epoch: 1.5: a whole number is needed"),
         ("max_epoch: [3]", r"max_epoch: \[3\]: a whole number is needed"),
         ("max_epoch: 0", "max_epoch: 0: at least 1 is needed"),
+        ("seed: 4294967296", "seed: 4294967296: at most 4294967295 is possible"),
         ("max_epoch:", "max_epoch has no value; without the key it is 40"),
         ("keep_nbest_models: [5, 0]", "keep_nbest_models: 0: at least 1"),
         ("grad_clip: .nan", "grad_clip: nan: a number is needed"),

@@ -26,7 +26,8 @@ LEAST = {
     "num_iters_per_epoch": 1, "num_workers": 0, "patience": 0, "seed": 0, "valid_batch_bins": 1, "valid_batch_size": 1,
 }  # fmt: skip
 """Option of asr_train -> its least value, which ESPnet does not check."""
-
+MOST = {"seed": 2**32 - 1}
+"""Option of asr_train -> its largest value; NumPy takes no larger seed."""
 NEEDED = {
     "int": "a whole number is needed", "int_or_none": "a whole number is needed", "float": "a number is needed",
     "float_or_none": "a number is needed", "str2bool": "valid are true and false",
@@ -86,7 +87,7 @@ def read(config: str, arguments: Sequence[str]) -> Configuration:
             listed = values[name] if isinstance(values[name], list) else [values[name]]
             corrections += [f"--{name}", *map(str, listed)]
     for name, value in values.items():
-        _check_range(named(name), value, LEAST.get(name))
+        _check_range(named(name), value, LEAST.get(name, -math.inf), MOST.get(name, math.inf))
     classes = _classes(values)
     for name, part in classes.items():
         parameters = _parameters(part)
@@ -95,7 +96,8 @@ def read(config: str, arguments: Sequence[str]) -> Configuration:
             if fixed is not value:
                 values[name][key] = fixed
                 written = yaml.safe_dump(fixed, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
-                corrections += [f"--{name}", f"{key}={written}"]
+                # Without spaces, at which ESPnet's asr.sh parts the options of --asr_args.
+                corrections += [f"--{name}", f"{key}={written.replace(' ', '')}"]
     return Configuration(values, tuple(corrections), classes)
 
 
@@ -145,12 +147,16 @@ def _given(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[st
     return vars(options)
 
 
-def _check_range(named: str, value: Any, least: int | None) -> None:
+def _check_range(named: str, value: Any, least: float, most: float) -> None:
     for number in value if isinstance(value, list) else [value]:
-        if isinstance(number, float) and math.isnan(number):
+        if not isinstance(number, int | float):
+            continue
+        if math.isnan(number):
             raise UsageError(f"{named}: {number}: a number is needed")
-        if least is not None and number is not None and number < least:
+        if number < least:
             raise UsageError(f"{named}: {number}: at least {least} is needed")
+        if number > most:
+            raise UsageError(f"{named}: {number}: at most {most} is possible")
 
 
 def _classes(options: Mapping[str, Any]) -> dict[str, type]:

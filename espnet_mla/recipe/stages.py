@@ -97,7 +97,7 @@ def check(layout: Layout) -> None:
         tokens.unsplit_symbols(layout)
     if not {10, 11}.isdisjoint(layout.performed):
         training.check(layout)
-    if 12 in layout.performed:
+    if not {12, 14}.isdisjoint(layout.performed):  # the card of a packed model says how to decode
         decoding.check(layout)
     if 15 in layout.performed:
         packing.check_upload(layout)

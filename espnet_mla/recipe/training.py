@@ -23,7 +23,9 @@ from espnet_mla.recipe.configuration import Configuration, read
 from espnet_mla.recipe.layout import Layout, data_type
 
 CHECKPOINT = "checkpoint.pth"  # asr_train's, which it resumes from
-RESUMED = ("frontend", "preencoder", "encoder", "postencoder", "decoder", "model", "ctc", "optim", "scheduler")
+RESUMED = (
+    "frontend", "normalize", "preencoder", "encoder", "postencoder", "decoder", "model", "ctc", "optim", "scheduler",
+)  # fmt: skip
 """The parts of a configuration that a checkpoint holds parameters or a state of."""
 NO_STEP = "The gradients at all steps are invalid in this epoch"  # asr_train's words
 
@@ -137,23 +139,26 @@ def check(layout: Layout) -> None:
         UserError: as `configuration.read`, `check_statistics` and `check_resumed`.
     """
     configuration = read_configuration(layout)
+    check_statistics(layout, configuration)
     if 11 in layout.performed:
-        if 10 not in layout.performed:
-            check_statistics(layout, configuration)
         check_resumed(layout, configuration)
 
 
 def read_configuration(layout: Layout) -> Configuration:
     """What stages 10 and 11 give asr_train of --asr_config and --asr_args."""
     settings = layout.settings
-    return read(settings.asr_config, ["--frontend_conf", f"fs={settings.fs}", *settings.asr_args.split()])
+    options = ["--frontend_conf", f"fs={settings.fs}"]
+    options += ["--normalize", "global_mvn"] if settings.feats_normalize == "global_mvn" else []
+    return read(settings.asr_config, [*options, *settings.asr_args.split()])
 
 
 def check_statistics(layout: Layout, configuration: Configuration) -> None:
-    """See that the statistics are of features of the size that the model's have.
+    """See that the statistics, where there are any, are of features of the size that the model's have.
+
+    They are not to be collected anew for others, as what was trained with them reads them.
 
     Raises:
-        UserError: they are not.
+        UserError: they are of another size, or can't be read.
     """
     stats, options = layout.asr_stats_dir / "train" / "feats_stats.npz", configuration.options
     if layout.settings.feats_normalize != "global_mvn" or options["frontend"] != "default" or not stats.is_file():
@@ -163,11 +168,11 @@ def check_statistics(layout: Layout, configuration: Configuration) -> None:
         with np.load(stats) as found:
             collected = found["sum"].shape[-1]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{stats} can't be read: make it again with --stage 10: {error}") from None
+        raise UserError(f"{stats} can't be read: remove it, and go on with --stage 10: {error}") from None
     if collected != size:
         raise UserError(
-            f"{stats} is of features of {collected} numbers, and frontend_conf: n_mels: {size} asks for others: give "
-            "these another --asr_stats_dir, and collect them with --stage 10"
+            f"{stats} is of features of {collected} numbers, and frontend_conf: n_mels: {size} asks for others: "
+            "collect these with --stage 10 in another --asr_stats_dir"
         )
 
 
@@ -188,8 +193,11 @@ def check_resumed(layout: Layout, configuration: Configuration, tokens: Path | N
     before = read_mapping(config)
     differences = []
     for name in RESUMED:
-        if (chosen := configuration.options.get(name)) != before.get(name, chosen):  # for CTC there is no choice
+        # For CTC there is no choice.
+        if (chosen := configuration.options.get(name)) != before.get(name, chosen):
             differences.append(f"{name} ({before[name]}, now {chosen})")
+            continue
+        if name == "normalize":  # its configuration is the file of the statistics
             continue
         then = _flat(configuration.complete(f"{name}_conf", before.get(f"{name}_conf")))
         now = _flat(configuration.complete(f"{name}_conf", configuration.options[f"{name}_conf"]))
@@ -198,8 +206,10 @@ def check_resumed(layout: Layout, configuration: Configuration, tokens: Path | N
             for key in dict.fromkeys([*then, *now])
             if then.get(key) != now.get(key)
         ]
-    if tokens is not None and before.get("token_list") != tokens.read_text(encoding="utf-8").splitlines():
-        differences.append("token_list")
+    if tokens is not None:
+        with tokens.open(encoding="utf-8") as lines:  # as asr_train reads it
+            if before.get("token_list") != [line.rstrip() for line in lines]:
+                differences.append("token_list")
     if differences:
         raise UserError(
             f"{layout.asr_exp} holds a training of another configuration, and can't go on with this one: give another "

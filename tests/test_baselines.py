@@ -152,9 +152,12 @@ def test_experiments_are_looked_for_where_run_sh_puts_them(dry, corpus, more):
         (["--seconds", "ten"], "invalid float value: 'ten'"),
         (["--seconds", "0"], "--seconds 0: at least 1 is needed"),
         (["--inference_args", "--beam_size 2 --lm_weight 0.3"], "--inference_args: --lm_weight can't be measured with"),
+        (["--inference_args", "--beam_size=x"], "--inference_args: argument --beam_size: invalid int value: 'x'"),
+        (["--inference_args", "--ctc_weight=nan"], "--ctc_weight nan"),
+        (["--only", "conformer_mha", "--asr_args", "--max_epoch=0"], "max_epoch: 0: at least 1 is needed"),
         (["--asr-tag=x"], "--asr_tag: run_all_baselines.sh sets it itself"),
         (["--corpus", "timit"], "invalid choice: 'timit'"),
-        (["--asr_args", "--max_epoch 1 " * 30], "characters, and at most 255 are possible"),
+        (["--asr_args", "--max_epoch 1 " * 30], "put options of --asr_args into a file for --asr_config"),
     ],
 )
 def test_bad_options_are_named(dry, capsys, arguments, said):

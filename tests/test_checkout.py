@@ -99,6 +99,20 @@ def test_a_checkout_that_lacks_something_is_refused_with_what_it_lacks(espnet, f
     assert links(folder) == set()
 
 
+def test_a_configuration_that_espnet_would_misread_is_refused_with_what_to_add(espnet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text("optim: adam\noptim_conf: {weight_decay: 1e-6, betas: [9e-1, 0.98]}\n")
+    given = [*SETS, "--stage", "10", "--asr_config", "a.yaml", "--asr_args", "--max_epoch 3"]
+    added = "--optim_conf weight_decay=1.0e-06 --optim_conf betas=[0.9,0.98]"
+    with pytest.raises(UserError) as refused:
+        checkout.check(espnet, given)
+    assert f'"--max_epoch 3 {added}"' in str(refused.value)
+    given[-1] += f" {added}"
+    checkout._check_configuration(Layout(parse(given)))
+    with pytest.raises(UserError, match="accum_grad: 0: at least 1 is needed"):
+        checkout.check(espnet, [*given[:-1], "--accum_grad 0"])
+
+
 def test_a_checkout_that_does_not_exist_is_named(folder):
     done = run(folder, "asr.sh", *SETS, ESPNET_ROOT="/no/such/espnet")
     assert done.returncode == 1 and done.stderr.startswith("error: ESPNET_ROOT=/no/such/espnet is no ESPnet checkout")

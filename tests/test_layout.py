@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from espnet_mla.common.errors import UsageError
 from espnet_mla.recipe.layout import Layout
 from espnet_mla.recipe.options import parse
 
@@ -112,3 +113,31 @@ def test_resume_script_repeats_the_arguments_and_takes_more():
     arguments = (*SETS, "--asr_args", "--max_epoch 3")
     script = Layout(parse(arguments), arguments).resume_script(11)
     assert "'--max_epoch 3' --stage 11 \"$@\"; exit $?" in script
+
+
+LONG = "--max_epoch 1 " * 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("--asr_args", LONG), "put options of --asr_args into a file for --asr_config, or give --asr_tag"),
+        (("--inference_args", LONG), "or give --inference_tag"),
+        (("--asr_tag", "x" * 252), "give a shorter --asr_tag"),
+        (("--asr_tag", "ö" * 126), "a name of 256 bytes, and at most 255 are possible: give a shorter --asr_tag"),
+        (("--inference_tag", "x" * 256), "give a shorter --inference_tag"),
+        (("--asr_exp", f"a/{'x' * 256}/b"), "give a shorter --asr_exp"),
+        (("--lang", "x" * 250, "--asr_tag", "mine"), "give a shorter --lang"),
+        (("--test_sets", "x" * 256), "give a shorter name of the set"),
+        (("--asr_tag", "x" * 240, "--skip_packing", "false"), "give a shorter --asr_tag"),
+        (("--hf_repo", f"me/{'x' * 256}", "--skip_upload_hf", "false"), "give a shorter --hf_repo"),
+    ],
+)
+def test_a_name_that_no_file_system_takes_is_refused_with_the_option_that_shortens_it(arguments, option):
+    with pytest.raises(UsageError, match=option):
+        layout(*arguments).check_names()
+
+
+def test_names_as_long_as_a_file_system_takes_are_let_pass():
+    layout("--asr_tag", "x" * 251).check_names()
+    layout("--asr_args", LONG, "--asr_tag", "x", "--inference_args", LONG, "--inference_tag", "y").check_names()

@@ -71,7 +71,13 @@ def test_what_asks_for_nothing_is_accepted():
     ("audio_format", "mp3", "flac, wav"), ("feats_type", "mel", "raw"),
     ("skip_train", "yes", "true and false"), ("fs", "sixteen", "16k"), ("max_wav_duration", "0.05", "min_wav_duration"),
     ("speed_perturb_factors", "0.9 x", "numbers"), ("skip_stages", "one", "whole numbers"),
-    ("bpe_char_cover", "2", "at most 1"), ("min_wav_duration", "nan", "at least"),
+    ("bpe_char_cover", "2", "at most 1"), ("min_wav_duration", "nan", "at least"), ("fs", "16", "did you mean 16k"),
+    ("max_wav_duration", "inf", "not finite"), ("min_wav_duration", "-1", "at least 0"), ("stage", "inf", "whole"),
+    ("speed_perturb_factors", "0.9 nan", "'nan'"), ("speed_perturb_factors", "inf", "from 0.1 to 10"),
+    ("speed_perturb_factors", "-0.9", "'-0.9'"), ("speed_perturb_factors", "0", "'0'"),
+    ("speed_perturb_factors", "1e0", "'1e0'"), ("speed_perturb_factors", "0.9 0.90", "each once"),
+    ("skip_stages", "-1", "whole numbers"), ("skip_stages", "nan", "whole numbers"),
+    ("nbpe", "99999999999999999999", "at most 2147483647"), ("bpe_char_cover", "nan", "at least"),
 ])  # fmt: skip
 def test_wrong_value_is_named_with_what_is_valid(name, value, valid):
     with pytest.raises(UsageError) as refused:

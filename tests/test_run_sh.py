@@ -98,6 +98,37 @@ def test_paths_below_mini_are_named_from_there_for_the_stages():
     assert (given["pretrained_model"], given["asr_exp"]) == ("exp/A/model.pth", "exp/tuned")
 
 
+def test_a_path_is_one_below_mini_by_where_it_leads_and_not_by_how_it_is_spelt(folder):
+    (folder / "elsewhere").mkdir()
+    (folder / "mini").symlink_to("elsewhere")
+    (folder / "mini/exp/A").mkdir(parents=True)
+    (folder / "mini/exp/A/x.yaml").write_text("encoder: conformer\n")
+    for path in ("mini/exp/A/x.yaml", "elsewhere/exp/A/x.yaml", "./mini//exp/../exp/A/x.yaml"):
+        given = options("--corpus", "mini", "--asr_config", path)
+        assert "asr_args" not in given or not given["asr_args"]
+        assert given["asr_config"] == "exp/A/x.yaml"
+    several = options("--corpus", "mini", "--bpe_train_text", "mini/a.txt ./mini/b.txt c.txt",
+                      "--pretrained_model", "mini/../mini/exp/A/m.pth:encoder:encoder")  # fmt: skip
+    assert several["bpe_train_text"] == "a.txt b.txt c.txt"
+    assert several["pretrained_model"] == "exp/A/m.pth:encoder:encoder"
+
+
+def test_only_paths_are_taken_for_paths(folder):
+    given = options("--corpus", "mini", "--hf_repo", "mini/model", "--bpe_nlsyms", "<a>,</a>//", "--asr_tag", "mini/x")
+    assert (given["hf_repo"], given["bpe_nlsyms"], given["asr_tag"]) == ("mini/model", "<a>,</a>//", "mini/x")
+
+
+def test_files_of_the_users_are_found_from_mini_and_the_folders_of_the_stages_are_minis(folder):
+    for name in ("my decode.yaml", "symbols.txt", "data/train_clean_100/text", "exp/A/model.pth"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    given = options("--corpus", "mini", "--inference_config", "my decode.yaml", "--nlsyms_txt", "symbols.txt",
+                    "--pretrained_model", "exp/A/model.pth", "--expdir", "exp")  # fmt: skip
+    assert (given["inference_config"], given["nlsyms_txt"]) == ("../my decode.yaml", "../symbols.txt")
+    assert given["bpe_train_text"] == "data/train_clean_100/text"  # of mini, which stage 1 makes
+    assert (given["pretrained_model"], given["expdir"]) == ("exp/A/model.pth", "exp")
+
+
 def test_a_path_through_the_link_to_conf_is_scaled_all_the_same(folder):
     (folder / "mini").mkdir()
     (folder / "mini/conf").symlink_to("../conf")

@@ -66,6 +66,18 @@ def test_a_configuration_that_does_not_exist_is_found_first_and_the_others_are_l
         stages.perform(layout(f"--{option}", "conf/absent.yaml"))
 
 
+@pytest.mark.parametrize("which", ["asr", "inference"])
+def test_a_name_too_long_for_a_folder_is_found_before_anything_is_made(which):
+    with pytest.raises(UserError, match=f"--{which}_tag"):
+        stages.perform(layout(f"--{which}_args", "--max_epoch 3 " * 30))
+    assert not list(Path().iterdir())
+
+
+def test_a_symbol_that_bpe_cannot_take_is_found_first():
+    with pytest.raises(UserError, match="--bpe_nlsyms <a>,<unk>: <unk> can't be given, as BPE has it among its tokens"):
+        stages.perform(layout("--bpe_nlsyms", "<a>,<unk>"))
+
+
 @pytest.mark.parametrize("content, problem", [("a: [1\n", "cannot be read"), ("just words\n", "key: value")])
 def test_a_configuration_that_cannot_be_read_is_found_first(content, problem):
     Path("broken.yaml").write_text(content)

@@ -121,3 +121,15 @@ def test_words_and_characters_come_from_espnets_own_tokenizer(layout):
     listed = at.token_list.read_text().split("\n")
     assert listed[:2] == ["<blank>", "<unk>"] and listed[-2:] == ["<sos/eos>", ""]
     assert set(listed[2:-2]) == {word for line in TEXT.splitlines() for word in line.split()[1:]}
+
+
+@pytest.mark.parametrize("symbol", ["<unk>", "<s>", "</s>", "<blank>", "<sos/eos>"])
+def test_a_symbol_that_is_a_token_anyhow_is_refused_by_its_option_and_not_by_the_size_of_the_vocabulary(layout, symbol):
+    with pytest.raises(UserError, match=f"--bpe_nlsyms <a>,{symbol}: {symbol} can't be given, as BPE has it"):
+        tokens.make_token_list(layout("--nbpe", "23", "--bpe_nlsyms", f"<a>,{symbol}"))
+
+
+def test_a_symbol_that_is_given_twice_is_refused(layout, tmp_path):
+    (tmp_path / "symbols").write_text("<a>\n<b>\n<a>\n")
+    with pytest.raises(UserError, match="--bpe_nlsyms symbols: <a> can't be given, as BPE takes a symbol once only"):
+        tokens.make_token_list(layout("--nbpe", "23", "--bpe_nlsyms", "symbols"))

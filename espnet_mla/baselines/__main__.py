@@ -32,9 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do it, and return the exit status: 1 where something failed."""
     parser = _parser()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    while "--asr_args" in given[:-1]:  # whose value may look like an option
-        place = given.index("--asr_args")
-        given[place : place + 2] = [f"--asr_args={given[place + 1]}"]
+    for name in ("--asr_args", "--inference_args"):  # whose values may look like options
+        while name in given[:-1]:
+            place = given.index(name)
+            given[place : place + 2] = [f"{name}={given[place + 1]}"]
     options, rest = parser.parse_known_args(given)
     try:
         plan = make_plan(options, rest)

@@ -3,26 +3,24 @@
 import argparse
 import fnmatch
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from espnet_mla.common.errors import UsageError
 from espnet_mla.common.machine import CORES, gpus
-from espnet_mla.common.yaml_files import read_mapping
 from espnet_mla.measure.names import check_seconds
+from espnet_mla.recipe.configuration import read
 from espnet_mla.recipe.corpora import CORPORA
 from espnet_mla.recipe.layout import Layout
 from espnet_mla.recipe.options import parse
 from espnet_mla.recipe.run_sh import as_arguments, asr_sh_options
-from espnet_mla.trained.decoding import DECODING
+from espnet_mla.trained.decoding import DECODING, parse_arguments
 from espnet_mla.trained.names import FIGURES_FILE, MODEL_FILE
 
 ARCHITECTURES = ("conformer", "branchformer", "e_branchformer")
 ATTENTIONS = ("mha", "gqa", "mla", "linear")
 PAIRS = tuple(f"{architecture}_{attention}" for architecture in ARCHITECTURES for attention in ATTENTIONS)
-LONGEST_NAME = 255  # of a file, in Linux's and macOS's file systems
 RESERVED = (
     "stage", "stop_stage", "asr_config", "asr_tag", "asr_exp", "asr_stats_dir", "expdir", "dumpdir", "lang",
     "token_type", "inference_asr_model", "inference_config", "inference_tag",
@@ -186,17 +184,11 @@ def make_plan(options: argparse.Namespace, rest: Sequence[str]) -> Plan:
         for seed in seeds or [""]:
             args = " ".join(filter(None, (options.asr_args, f"--seed {seed}" if seed else "")))
             layout = _layout(options.corpus, config, args, shared)
-            if len(layout.asr_exp.name) > LONGEST_NAME:
-                raise UsageError(
-                    f"--asr_args: the folder {layout.asr_exp.name:.64}... has a name of {len(layout.asr_exp.name)} "
-                    f"characters, and at most {LONGEST_NAME} are possible; a configuration file of your own may set as "
-                    "many options as you like"
-                )
+            layout.check_names()
             name = config.stem + (f"_seed{seed}" if seed else "")
             experiments.append(Experiment(name, config, args, folder / layout.asr_exp))
     check_seconds(options.seconds)
-    if unknown := re.search(rf"--(?!({'|'.join(DECODING)})\b)[\w-]+", options.inference_args or ""):
-        raise UsageError(f"--inference_args: {unknown[0]} can't be measured with; valid are --{', --'.join(DECODING)}")
+    _check_decoding(options.inference_args or "")
     return Plan(
         corpus=options.corpus,
         stats=folder / layout.asr_stats_dir,
@@ -209,6 +201,14 @@ def make_plan(options: argparse.Namespace, rest: Sequence[str]) -> Plan:
         seconds=tuple(options.seconds),
         gpus=() if options.ngpu == 0 else _visible_gpus(),
     )
+
+
+def _check_decoding(inference_args: str) -> None:
+    names = [word.partition("=")[0] for word in inference_args.split() if word.startswith("--")]
+    if unknown := [name for name in names if name.removeprefix("--") not in DECODING]:
+        raise UsageError(f"--inference_args: {unknown[0]} can't be measured with; valid are --{', --'.join(DECODING)}")
+    if names:
+        parse_arguments(inference_args.split(), "--inference_args")
 
 
 def _layout(corpus: str, config: Path, asr_args: str, shared: Sequence[str]) -> Layout:
@@ -243,10 +243,9 @@ def estimate(plan: Plan) -> tuple[float, float, str]:
     """Hours that one experiment has all the machine, its gigabytes, and where the estimate comes from."""
     if plan.corpus == "mini":
         return _MINI_HOURS, _MINI_GIGABYTES, "as it took on 2 cores of an AMD EPYC"
-    config = read_mapping(plan.experiments[0].config)
-    given = re.findall(r"--max_epoch[ =](\d+)", plan.experiments[0].asr_args)
-    epochs = int(given[-1]) if given else config.get("max_epoch", 40)  # ESPnet's default
-    models = config.get("keep_nbest_models", 10)
+    first = plan.experiments[0]
+    training = read(str(first.config), first.asr_args.split()).options
+    epochs, models = training["max_epoch"], training["keep_nbest_models"]
     gigabytes = _MODEL_GIGABYTES * (max(models if isinstance(models, list) else [models]) + 5)
     if plan.gpus:
         hours = epochs * _GPU_HOURS_AN_EPOCH / min(plan.jobs, len(plan.gpus))

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from espnet_mla.common.errors import UserError
+from espnet_mla.common.errors import UsageError, UserError
+
+LONGEST_NAME = 255
+"""Bytes of the name of a file or folder that the file systems of Linux and macOS take."""
 
 
 @contextlib.contextmanager
@@ -55,3 +58,20 @@ def check_space(folder: Path, needed: float, what: str) -> None:
     if free < needed:
         sizes = [tqdm.format_sizeof(count, "B") for count in (free, needed)]
         raise UserError(f"{folder}: {sizes[0]} are free, {what} needs {sizes[1]}")
+
+
+def check_names(path: Path, advice: str) -> None:
+    """Refuse a path that no file system takes, before anything is made.
+
+    Args:
+        path: of a file or folder.
+        advice: how it gets another one.
+
+    Raises:
+        UsageError: the name of a folder in it, or of the file, is too long.
+    """
+    for name in path.parts:
+        if (length := len(os.fsencode(name))) > LONGEST_NAME:
+            raise UsageError(
+                f"{name:.64}... is a name of {length} bytes, and at most {LONGEST_NAME} are possible: {advice}"
+            )

@@ -13,15 +13,16 @@ from pathlib import Path
 
 from espnet_mla.common.errors import UserError
 from espnet_mla.common.tables import read_rows
+from espnet_mla.recipe.configuration import read
 from espnet_mla.recipe.layout import Layout
 from espnet_mla.recipe.options import parse
 
 LINKS = ("utils", "steps", "scripts", "pyscripts")
 TEMPLATE = Path("egs2/TEMPLATE/asr1")
-# What decides which stages are performed; upstream takes many more options, and checks them itself.
+# What decides which stages are performed, and the training; upstream takes many more options, and checks them itself.
 DECISIVE = (
     "stage", "stop_stage", "skip_stages", "skip_data_prep", "skip_train", "skip_eval", "eval_valid_set",
-    "speed_perturb_factors", "train_set", "valid_set", "test_sets",
+    "speed_perturb_factors", "train_set", "valid_set", "test_sets", "asr_config", "asr_args",
 )  # fmt: skip
 
 
@@ -85,7 +86,8 @@ def check(root: Path, arguments: Sequence[str]) -> None:
         arguments: options of asr.sh, `--name value`.
 
     Raises:
-        UserError: this is no checkout, its Kaldi scripts are missing, or a program that the stages run.
+        UserError: this is no checkout, its Kaldi scripts are missing, or a program that the stages run; or the
+            configuration of training has a value that its option can't have.
     """
     template = root / TEMPLATE
     for name, lacking in (
@@ -98,6 +100,8 @@ def check(root: Path, arguments: Sequence[str]) -> None:
     pairs = zip(arguments[::2], arguments[1::2], strict=False)
     decisive = [word for pair in pairs if pair[0].removeprefix("--") in DECISIVE for word in pair]
     layout = Layout(parse(decisive))
+    if "--asr_task" not in arguments and not {10, 11}.isdisjoint(layout.performed):
+        _check_configuration(layout)
     missing = [
         f"{name} ({program.purpose}): {program.source.format(root=root)}"
         for name, program in PROGRAMS.items()
@@ -105,6 +109,20 @@ def check(root: Path, arguments: Sequence[str]) -> None:
     ]
     if missing:
         raise UserError("these programs are needed with ESPNET_ROOT and not found:\n  " + "\n  ".join(missing))
+
+
+def _check_configuration(layout: Layout) -> None:
+    """See that asr_train takes every value as the type that its option has: upstream gives it the file as it is.
+
+    Raises:
+        UserError: it does not, or the configuration is wrong.
+    """
+    settings = layout.settings
+    if corrections := read(settings.asr_config, settings.asr_args.split()).corrections:
+        raise UserError(
+            f"--asr_config {settings.asr_config}: ESPnet would take numbers for text; give --asr_args "
+            f'"{settings.asr_args} {" ".join(corrections)}"'
+        )
 
 
 def link(root: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from espnet_mla.common.errors import UserError
+from espnet_mla.common.files import check_names
 from espnet_mla.common.tables import read_table
 
 IMPLEMENTED = (1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15)
@@ -131,6 +132,33 @@ class Layout:
     def decode_dir(self, dset: str) -> Path:
         """The folder of what is decoded of `dset`, one of `decoded_sets`."""
         return self.asr_exp / self.inference_tag / dset
+
+    def check_names(self) -> None:
+        """Find names that are longer than a file system takes: those that are made of options are.
+
+        Raises:
+            UsageError: one is; the message says which option gives it a shorter one.
+        """
+        settings = self.settings
+        advice = "put options of --{0}_args into a file for --{0}_config, or give --{0}_tag"
+        given = settings.asr_exp or settings.asr_tag
+        check_names(
+            self.asr_exp,
+            f"give a shorter --asr_{'exp' if settings.asr_exp else 'tag'}" if given else advice.format("asr"),
+        )
+        check_names(
+            self.asr_exp / self.inference_tag,
+            "give a shorter --inference_tag" if settings.inference_tag else advice.format("inference"),
+        )
+        check_names(self.asr_stats_dir, "give a shorter --lang, or --asr_stats_dir")
+        check_names(self.token_list, "give a shorter --lang")
+        for name in (self.train_set, self.valid_set, *self.test_sets):
+            check_names(self.data_feats / "org" / name, "give a shorter name of the set, or --dumpdir")
+        check_names(self.asr_model, "give a shorter --inference_asr_model")
+        if not settings.skip_packing:
+            check_names(self.packed_model, "give a shorter --asr_tag")
+        if not settings.skip_upload_hf:
+            check_names(self.hf_folder, "give a shorter --hf_repo")
 
     @property
     def packed_model(self) -> Path:

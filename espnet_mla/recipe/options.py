@@ -1,6 +1,8 @@
 """What may be asked of the recipe: the options of ESPnet's asr.sh as tables, and the parser that reads them."""
 
 import difflib
+import math
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +22,15 @@ class Option:
     help: str
     choices: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()  # values that ESPnet's own asr.sh takes and this recipe does not
-    least: float | None = None
+    least: float = -math.inf
+    most: float = math.inf
 
+
+LARGEST = 2**31 - 1
+"""Of whole numbers: sentencepiece's are 32 bits wide, and no count of anything here is larger."""
+
+FACTORS = 0.1, 10.0
+"""Least and most of a factor of speed perturbation: beyond, nothing of speech is left."""
 
 OPTIONS = {
     "General": (
@@ -64,9 +73,9 @@ OPTIONS = {
         Option("oov", "<unk>", "symbol of what is out of vocabulary"),
         Option("blank", "<blank>", "symbol of the CTC blank"),
         Option("sos_eos", "<sos/eos>", "symbol of start and end"),
-        Option("bpe_input_sentence_size", 100000000, "most sentences that sentencepiece reads", least=1),
+        Option("bpe_input_sentence_size", 100000000, "most sentences that sentencepiece reads", least=101),
         Option("bpe_nlsyms", "", "symbols that BPE must not split: separated by commas, or a file with one a line"),
-        Option("bpe_char_cover", 1.0, "share of the characters that BPE covers", least=0),
+        Option("bpe_char_cover", 1.0, "share of the characters that BPE covers", least=0.98, most=1),
     ),
     "Model": (
         Option("asr_task", "asr", "task", ("asr",), ("asr_transducer",)),
@@ -198,23 +207,23 @@ def _value(option: Option, text: str) -> bool | int | float | str:
     except ValueError:
         expected = "a whole number" if kind is int else "a number"
         raise UsageError(f"--{option.name} {text} is not {expected}") from None
-    if option.least is not None and not value >= option.least:
+    if not value >= option.least:
         raise UsageError(f"--{option.name} {text}: at least {option.least} is needed")
+    most = min(option.most, LARGEST) if kind is int else option.most
+    if value > most or not math.isfinite(value):
+        raise UsageError(
+            f"--{option.name} {text}: " + (f"at most {most} is possible" if most < math.inf else "not finite")
+        )
     return value
 
 
 def _check_together(settings: SimpleNamespace) -> None:
     hertz(settings.fs)
-    for name in ("skip_stages", "speed_perturb_factors"):
-        kind, needed = (int, "whole numbers") if name == "skip_stages" else (float, "numbers above 0")
-        text = getattr(settings, name)
-        try:
-            if any(kind(word) <= 0 for word in text.split()):
-                raise ValueError
-        except ValueError:
-            raise UsageError(f"--{name} {text!r}: {needed}, separated by spaces, are needed") from None
-    if settings.bpe_char_cover > 1:
-        raise UsageError(f"--bpe_char_cover {settings.bpe_char_cover}: at most 1 is possible")
+    if wrong := [word for word in settings.skip_stages.split() if not word.isdecimal()]:
+        raise UsageError(
+            f"--skip_stages {settings.skip_stages!r}: whole numbers, separated by spaces, are needed, not {wrong[0]!r}"
+        )
+    _check_factors(settings.speed_perturb_factors)
     if settings.max_wav_duration <= settings.min_wav_duration:
         raise UsageError(
             f"--max_wav_duration {settings.max_wav_duration} must be above "
@@ -229,6 +238,17 @@ def _check_together(settings: SimpleNamespace) -> None:
         raise UsageError(f"--train_set {settings.train_set} and --valid_set {settings.valid_set} must differ")
     if settings.train_set in settings.test_sets.split():
         raise UsageError(f"--test_sets {settings.test_sets!r} must not hold --train_set {settings.train_set}")
+
+
+def _check_factors(text: str) -> None:
+    needed = "numbers such as 0.9 from {:g} to {:g}, each once and separated by spaces, are needed".format(*FACTORS)
+    speeds: set[float] = set()
+    for word in text.split():
+        # As audio lists have it, for sox: neither a sign nor an exponent.
+        speed = float(word) if re.fullmatch(r"\d*[.]?\d+", word, re.ASCII) else 0.0
+        if not FACTORS[0] <= speed <= FACTORS[1] or speed in speeds:
+            raise UsageError(f"--speed_perturb_factors {text!r}: {needed}, not {word!r}")
+        speeds.add(speed)
 
 
 def _closest(name: str) -> str:

@@ -16,7 +16,8 @@ from espnet_mla.common.units import hertz
 from espnet_mla.common.yaml_files import read_mapping
 from espnet_mla.recipe.layout import Layout
 from espnet_mla.trained.archive import unpack
-from espnet_mla.trained.decoding import DECODING
+from espnet_mla.trained.decoding import DECODING, parse_arguments, read_options
+from espnet_mla.trained.inference import chunk_options
 from espnet_mla.trained.names import VERSION_FILE
 
 TAGS = ("espnet", "audio", "automatic-speech-recognition")
@@ -93,7 +94,7 @@ def pack(layout: Layout) -> None:
         (staging / member).parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if path.is_dir() else shutil.copyfile
         copy(path, staging / member)
-    trained = named = yaml.safe_load(config.read_text(encoding="utf-8"))
+    trained = named = read_mapping(config)
     for path, member in members.items():
         named = find_path_and_change_it_recursive(named, str(path), str(member))
     if named != trained:
@@ -198,17 +199,11 @@ def _member(path: Path) -> Path:
 
 def _decoding_options(layout: Layout) -> dict[str, object]:
     """What stage 12 gives Speech2Text in place of its defaults."""
-    from espnet2.bin.asr_inference import Speech2Text, get_parser
+    from espnet2.bin.asr_inference import Speech2Text
 
     settings = layout.settings
-    command = ["--output_dir", "", "--data_path_and_name_and_type", "a,b,c", *settings.inference_args.split()]
-    command += ["--config", settings.inference_config] if settings.inference_config else []
-    try:
-        given = vars(get_parser().parse_args(command))
-    except SystemExit:  # argparse has printed the reason
-        raise UserError(
-            f"--inference_args {settings.inference_args} or --inference_config {settings.inference_config}: see above"
-        ) from None
+    given = read_options(Path(settings.inference_config)) if settings.inference_config else {}
+    given |= parse_arguments(chunk_options(settings.inference_args.split())[1], "--inference_args")
     defaults = inspect.signature(Speech2Text).parameters.values()
     return {p.name: given[p.name] for p in defaults if p.name in given and given[p.name] != p.default}
 

@@ -6,7 +6,6 @@ is mixed up with LibriSpeech: mini/exp/A is exp/A to them, and either may be giv
 
 import contextlib
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,13 @@ from espnet_mla.recipe.options import given_options
 
 LINKS = ("asr.sh", "path.sh", "cmd.sh", "db.sh", "local", "conf")
 """What a corpus's folder shares with the recipe's."""
+
+READ = ("asr_config", "inference_config", "nlsyms_txt", "bpe_nlsyms")
+READ_MANY = ("pretrained_model", "bpe_train_text", "lm_train_text")  # separated by spaces
+MADE = ("asr_exp", "asr_stats_dir", "expdir", "dumpdir")
+"""Options whose values are paths: of what a run reads, and of what it makes."""
+MADE_IN = ("data", "dump", "exp", "downloads")
+"""The folders that the stages work in: their names mean those of the corpus."""
 
 DEFAULTS = {
     "lang": "en",
@@ -68,10 +74,13 @@ def asr_sh_options(arguments: Sequence[str]) -> tuple[Corpus, dict[str, str]]:
     defaults = {"local_data_opts": f"--corpus {name}", "nbpe": str(corpus.nbpe), "test_sets": corpus.test_sets}
     defaults |= {"speed_perturb_factors": corpus.speed_perturb_factors, "inference_args": corpus.inference_args}
     options = DEFAULTS | {name: value for name, value in defaults.items() if value} | given
-    config = options["asr_config"]
+    config = _found(options["asr_config"], corpus.folder)
     if corpus.folder != Path():
-        options |= {name: re.sub(rf"^(\./)?{corpus.folder}/", "", value) for name, value in given.items()}
-        options["asr_config"] = _relative_to(corpus.folder, config)
+        for name, value in options.items():
+            if name in (*READ, *MADE):
+                options[name] = _from(corpus.folder, value, name)
+            elif name in READ_MANY:
+                options[name] = " ".join(_from(corpus.folder, word, name) for word in value.split())
     if corpus.scaling:
         # The name leaves the scaling out: every experiment of the corpus has it.
         options["asr_tag"] = options.get("asr_tag") or experiment_tag(
@@ -86,22 +95,36 @@ def as_arguments(options: Mapping[str, str]) -> list[str]:
     return [word for name, value in options.items() for word in (f"--{name}", value)]
 
 
-def _relative_to(folder: Path, config: str) -> str:
-    """The path of a configuration relative to `folder`; one that does not exist here is taken to be so already."""
-    if Path(config).is_absolute() or not Path(config).is_file():
-        return config
-    path = os.path.normpath(config)
-    return path if Path(path).parts[0] in LINKS else os.path.relpath(path, folder)
+def _found(path: str, folder: Path) -> Path:
+    """The file or folder that a path names, from here: what there is in `folder` comes first, as for the stages."""
+    return inside if (inside := folder / path).exists() else Path(path)
 
 
-def _scaling(corpus: Corpus, config: str) -> str:
+def _from(folder: Path, value: str, name: str) -> str:
+    """A path from here as the stages name it, which run in `folder`; what they find there stays as it is."""
+    path, colon, parts = value.partition(":")  # --pretrained_model may have parts of a model behind a colon
+    if not path or Path(path).is_absolute() or (folder / path).exists():
+        return value
+    place = Path(os.path.normpath(path))
+    first = place.parts[0] if place.parts else ""
+    if first not in LINKS and place.resolve().is_relative_to(folder.resolve()):
+        place = place.resolve().relative_to(folder.resolve())
+    elif place.is_relative_to(folder):  # by a link out of it, as mini/conf
+        place = place.relative_to(folder)
+    elif name not in MADE and first not in (*LINKS, *MADE_IN) and place.exists():
+        place = Path(os.path.relpath(place, folder))
+    else:
+        return value
+    return f"{place}{colon}{parts}"
+
+
+def _scaling(corpus: Corpus, config: Path) -> str:
     """The options that make a configuration small; none for one below the corpus's folder, of a model trained there."""
-    path = Path(config) if Path(config).is_file() else corpus.folder / config
     encoder = None
-    if path.is_file():  # else asr.sh says what is missing
-        if path.resolve().is_relative_to(corpus.folder.resolve()):
+    if config.is_file():  # else asr.sh says what is missing
+        if config.resolve().is_relative_to(corpus.folder.resolve()):
             return ""
-        encoder = read_mapping(path).get("encoder")
+        encoder = read_mapping(config).get("encoder")
     return f"{corpus.scaling} {corpus.encoder_scaling.get(str(encoder), '')}".strip()
 
 

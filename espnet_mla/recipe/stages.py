@@ -1,5 +1,8 @@
 """The stages of the recipe as a table, and the loop that performs those that were asked for."""
 
+import contextlib
+import importlib
+import io
 import os
 import subprocess
 import sys
@@ -88,12 +91,19 @@ def check(layout: Layout) -> None:
         UserError: as above.
     """
     settings = layout.settings
+    layout.check_names()
     for name in ("asr_config", "inference_config"):
         if getattr(settings, name):
             _check_config(name, Path(getattr(settings, name)))
     if settings.nlsyms_txt != "none" and not Path(settings.nlsyms_txt).is_file():
         raise UserError(f"--nlsyms_txt {settings.nlsyms_txt} does not exist")
-    if 12 in layout.performed:
+    if 5 in layout.performed and settings.token_type == "bpe":
+        tokens.unsplit_symbols(layout)
+    if not {10, 11, 12, 14}.isdisjoint(layout.performed):
+        _import_espnet()
+    if not {10, 11}.isdisjoint(layout.performed):
+        training.check(layout)
+    if not {12, 14}.isdisjoint(layout.performed):  # the card of a packed model says how to decode
         decoding.check(layout)
     if 15 in layout.performed:
         packing.check_upload(layout)
@@ -105,6 +115,12 @@ def check(layout: Layout) -> None:
             if count > visible:
                 given, cpu = (count, 0) if name == "ngpu" else ("true", "false")
                 raise UserError(f"--{name} {given}: {visible} GPUs are visible; --{name} {cpu} takes the CPU")
+
+
+def _import_espnet() -> None:
+    """Import ESPnet's task without its line on the standard error that Flash Attention isn't there."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        importlib.import_module("espnet2.tasks.asr")
 
 
 def _check_config(name: str, path: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from espnet_mla.common.errors import UserError
+from espnet_mla.common.errors import UsageError, UserError
 from espnet_mla.common.files import replacing, write_text
 from espnet_mla.common.jobs import run_jobs
 from espnet_mla.common.tables import read_rows
@@ -43,7 +43,7 @@ def _bpe(layout: Layout) -> None:
             model_writer=model,
             character_coverage=settings.bpe_char_cover,
             input_sentence_size=settings.bpe_input_sentence_size,
-            user_defined_symbols=_symbols(settings.bpe_nlsyms),
+            user_defined_symbols=unsplit_symbols(layout),
             minloglevel=1,
         )
     except RuntimeError as error:
@@ -81,6 +81,21 @@ def _tokenized(layout: Layout) -> None:
 
 
 TOKEN_LISTS: dict[str, Callable[[Layout], None]] = {"bpe": _bpe, "char": _tokenized, "word": _tokenized}
+
+
+def unsplit_symbols(layout: Layout) -> list[str]:
+    """What `--bpe_nlsyms` names: symbols, or a file of them.
+
+    Raises:
+        UsageError: one is given twice, or is a token anyhow.
+    """
+    settings, symbols = layout.settings, _symbols(layout.settings.bpe_nlsyms)
+    tokens = ("<unk>", "<s>", "</s>", settings.blank, settings.oov, settings.sos_eos)  # the first are sentencepiece's
+    for number, symbol in enumerate(symbols):
+        if symbol in tokens or symbol in symbols[:number]:
+            why = "has it among its tokens anyhow" if symbol in tokens else "takes a symbol once only"
+            raise UsageError(f"--bpe_nlsyms {settings.bpe_nlsyms}: {symbol} can't be given, as BPE {why}")
+    return symbols
 
 
 def _symbols(given: str) -> list[str]:

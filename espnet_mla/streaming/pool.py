@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from espnet_mla.common.units import hertz
 from espnet_mla.models.chunked import StreamState
 from espnet_mla.streaming.model import StreamingModel
 from espnet_mla.streaming.stream import Stream
@@ -49,18 +50,16 @@ class StreamPool:
         """Bytes of all open streams."""
         return sum(stream.nbytes for stream in self.streams)
 
-    def open(self, fs: int | None = None) -> Stream:
+    def open(self, fs: int | str | None = None) -> Stream:
         """Begin a stream.
 
         Args:
-            fs: Hz of its audio, which is resampled where the model's differs; None for the model's.
+            fs: Hz of its audio, or as "16k"; it is resampled where the model's rate differs. None for the model's.
 
         Raises:
-            ValueError: fs is not a sampling rate.
+            UsageError, which is a ValueError: fs is not a sampling rate.
         """
-        if fs is not None and (not isinstance(fs, int) or fs < 1):
-            raise ValueError(f"fs: {fs!r} must be a whole number of Hz")
-        stream = Stream(self.model, fs or self.model.fs)
+        stream = Stream(self.model, self.model.fs if fs is None else hertz(fs, "fs:"))
         self._streams = [*self.streams, stream]
         return stream
 

@@ -12,19 +12,35 @@ from pathlib import Path
 
 import espnet_mla
 from espnet_mla.common import torch_save as whole_files
+from espnet_mla.common.errors import UsageError, UserError
 from espnet_mla.common.processes import die_with_parent
 from espnet_mla.trained import inference
 
 USAGE = "usage: python -m espnet_mla.run -m module [arguments]\n       python -m espnet_mla.run script.py [arguments]"
 
-TRAININGS = re.compile(r"espnet2\.bin\.\w+_train")
-"""ESPnet's programs whose files are saved whole."""
+PROGRAMS = re.compile(r"espnet2\.bin\.\w+")
+"""ESPnet's programs, which load models strictly."""
+TRAININGS = re.compile(r"espnet2\.bin\.\w+_train(_\w+)?")
+"""Those whose files are saved whole, and that name what they can't go on from."""
+
+
+def prepare(module: str) -> None:
+    """Give a program of ESPnet what it has here besides."""
+    if PROGRAMS.fullmatch(module):
+        from espnet_mla.trained import loading
+
+        loading.install()
+    if TRAININGS.fullmatch(module):
+        from espnet_mla.trained import resuming
+
+        whole_files.install()
+        resuming.install()
+
 
 espnet_mla.register()
 if __name__ == "__mp_main__":  # the process of one of several GPUs, which would go on training and saving
     die_with_parent(os.getppid())
-    if TRAININGS.fullmatch(sys.argv[0]):
-        whole_files.install()
+    prepare(sys.argv[0])
 
 
 def main(arguments: list[str]) -> None:
@@ -35,8 +51,7 @@ def main(arguments: list[str]) -> None:
     match arguments:
         case ["-m", module, *rest]:
             sys.argv = [module, *rest]
-            if TRAININGS.fullmatch(module):
-                whole_files.install()
+            prepare(module)
             if inference.PROGRAMS.fullmatch(module):
                 sys.argv[1:] = inference.take_options(rest)
             runpy.run_module(module, run_name="__main__", alter_sys=False)
@@ -50,4 +65,8 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)

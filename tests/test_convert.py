@@ -383,7 +383,7 @@ def refuse_model(capsys, tmp_path, message, *options, **changed):
     ("message", "encoder", "conf"),
     [
         ("encoder: vgg_rnn can't be converted; what can is conformer, branchformer", "vgg_rnn", {}),
-        ("legacy_rel_selfattn (rel_pos_type: legacy) can't be converted: it scores", "conformer", {**SIZES}),
+        ("legacy_rel_selfattn (rel_pos_type: legacy, which is ESPnet's default where the key is absent) can't be converted", "conformer", {**SIZES}),
         ("attention_layer_type: FastSelfAttention can't be converted", "branchformer", {**SIZES, "attention_layer_type": "fast_selfattn", "pos_enc_layer_type": "abs_pos"}),
         ("attention_layer_type: gqa can't be converted", "branchformer", {**SIZES, "attention_layer_type": "gqa"}),
         (
@@ -560,10 +560,10 @@ def garbage():
     ("message", "make"),
     [
         ("does not exist", lambda: "nothing.pth"),
-        ("holds no model", garbage),
+        ("is no whole file of parameters", garbage),
         ("it lacks ctc.ctc_lo.bias", lambda: other_checkpoint("less", lambda state: state.pop("ctc.ctc_lo.bias"))),
         (
-            "it has more, which the configuration does not",
+            "it has more, which the model does not",
             lambda: other_checkpoint("more", lambda s: s.update(more=torch.ones(1))),
         ),
         (

@@ -152,7 +152,7 @@ def test_a_model_that_is_no_longer_whole_is_named(recipe, tmp_path):
     shutil.copytree(recipe, tmp_path / "whole", symlinks=True)
     model = tmp_path / "whole" / "exp" / "asr_tiny" / "valid.acc.ave_1best.pth"
     model.write_bytes(model.read_bytes()[:1000])
-    with pytest.raises(UserError, match="valid.acc.ave.pth holds no model: it is no whole file"):
+    with pytest.raises(UserError, match="valid.acc.ave.pth is no whole file of parameters"):
         espnet_mla.from_pretrained(tmp_path / "whole" / "exp" / "asr_tiny")
 
 

@@ -168,7 +168,8 @@ def test_the_options_of_a_decoding_configuration_are_taken_and_unknown_ones_name
         (["--dtype", "int8"], 2, "invalid choice"),
         (["--wav_scp", "nowhere.scp"], 1, "nowhere.scp does not exist"),
         (["--asr_model_file", "exp/nowhere.pth"], 1, "exp/nowhere.pth does not exist"),
-        (["--device", "cuda:99"], 1, "--device cuda:99"),
+        (["--device", "cuda:99"], 2, "--device cuda:99"),
+        (["--device", "meta"], 2, "--device meta: valid are cpu, cuda, cuda:1, ..., and mps"),
     ],
 )
 def test_bad_input_is_named(folder, capsys, more, status, said):

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 from experiment import DECODING, samples
 
+import espnet_mla
 from espnet_mla.common.errors import UserError
 from espnet_mla.trained import transcribe
 
@@ -73,6 +74,14 @@ def test_a_wrong_option_is_named(wrong, archive, capsys):
     with pytest.raises(SystemExit, match="2"):
         transcribe.main([str(archive), "speech.flac", *wrong])
     assert f"error: {' '.join(wrong)}" in capsys.readouterr().err.replace("2.0", "2")
+
+
+def test_a_numbered_cpu_is_the_cpu(recipe, archive, expected, capfd):
+    assert transcribe.main([str(archive), str(recipe / "speech.flac"), "--device", "cpu:0", *FLAGS]) == 0
+    assert capfd.readouterr().out.rstrip("\n").partition("\t")[2] == expected[0][0]
+    assert espnet_mla.from_pretrained(archive, device="cpu:0").device == "cpu"
+    with pytest.raises(UserError, match="device bogus: valid are cpu, cuda"):
+        espnet_mla.from_pretrained(archive, device="bogus")
 
 
 def test_timing_gives_three_columns_more(recipe, archive, expected, capfd):

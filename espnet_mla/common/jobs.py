@@ -149,7 +149,8 @@ def failure(what: str, status: int, log: Path) -> UserError:
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     # A Python program's last line says what went wrong.
-    because = f": {lines[-1]}" if lines and re.match(r"[\w.]+(Error|Exception): .", lines[-1]) else ""
+    told = lines and re.match(r"(error|[\w.]+(Error|Exception)): .", lines[-1])
+    because = f": {lines[-1].removeprefix('error: ')}" if told else ""
     reason = f"signal {-status}" if status < 0 else f"exit status {status}"
     ending = "".join(f"\n    {line}" for line in lines[-TAIL_LINES:])
     return UserError(f"{what}{because} ({reason}; log: {log})" + (f"\nThe log ends:{ending}" if ending else ""))

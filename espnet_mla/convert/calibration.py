@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from espnet_mla.common.errors import UserError
 from espnet_mla.common.tables import read_table
+from espnet_mla.trained import tasks
 from espnet_mla.trained.model import sampling_rate
 from espnet_mla.trained.speech import Speech, choose
 
@@ -87,6 +88,7 @@ class Calibration:
         texts = self.texts
         if texts is None:
             return None
+        tasks.check_g2p(vars(args), "the model's configuration")
         preprocess = ASRTask.build_preprocess_fn(args, False)
         if preprocess is None:
             raise UserError("use_preprocessor: false: the text of the calibration speech can't be made tokens")

@@ -106,9 +106,9 @@ def _check(attention: nn.Module, key: str) -> None:
     """Refuse an attention that is not multi-head attention as `factors` understands it."""
     if isinstance(attention, LegacyRelPositionMultiHeadedAttention):
         raise UserError(
-            f"{key}: legacy_rel_selfattn (rel_pos_type: legacy) can't be converted: it scores a frame that comes after "
-            "the query by the position of another frame, which none of the attentions here computes. A model trained "
-            "with rel_pos_type: latest can be"
+            f"{key}: legacy_rel_selfattn (rel_pos_type: legacy, which is ESPnet's default where the key is absent) "
+            "can't be converted: it scores a frame that comes after the query by the position of another frame, which "
+            "none of the attentions here computes. A model trained with rel_pos_type: latest can be"
         )
     if isinstance(attention, Attention) and type(attention) is not MHA:
         raise UserError(f"{key}: {attention.name} can't be converted; what can is selfattn, rel_selfattn and mha")

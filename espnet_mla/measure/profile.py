@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         _check(options)
+        options.device = model_options.check_device(options.device)
         _profile(options)
     except UsageError as error:
         parser.error(str(error))

@@ -28,11 +28,12 @@ def take_options(arguments: Sequence[str]) -> list[str]:
 
     from espnet2.tasks.abs_task import AbsTask
 
-    from espnet_mla.trained import loading
+    from espnet_mla.trained import loading, tasks
 
     def build_model_from_file(cls: type[AbsTask], *paths: Any, **named: Any) -> "tuple[nn.Module, argparse.Namespace]":
         model, args = loading.build_model_from_file(cls, *paths, **named)
         if hasattr(model, "encoder"):  # and is no language model
+            tasks.check_g2p(vars(args), paths[0] if paths else "the model")
             _set_chunks(model, args, options.chunk_size, options.left_chunks)
         return model, args
 
@@ -65,11 +66,14 @@ def _set_chunks(model: "nn.Module", args: argparse.Namespace, chunk_size: int | 
     asked = chunk_size is not None or left_chunks is not None
     if not isinstance(encoder, StreamingEncoder):
         if asked:
-            raise ValueError(f"--chunk_size, --left_chunks: encoder: {args.encoder} is no chunked encoder")
+            raise UsageError(f"--chunk_size, --left_chunks: encoder: {args.encoder} is no chunked encoder")
         return
     if encoder.streaming is None and not asked:
         return
-    chunks = encoder.set_chunks(chunk_size, left_chunks)
+    try:
+        chunks = encoder.set_chunks(chunk_size, left_chunks)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     if chunks.size == ALL:
         logging.info("Inference: full context")
         return

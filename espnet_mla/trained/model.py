@@ -15,8 +15,9 @@ from espnet2.tasks.asr import ASRTask
 from espnet_mla.common.errors import UserError
 from espnet_mla.common.units import hertz
 from espnet_mla.common.yaml_files import read_mapping
+from espnet_mla.trained import tasks
 from espnet_mla.trained.loading import strict_loading
-from espnet_mla.trained.locate import locate, recipe_folder, with_files
+from espnet_mla.trained.locate import file_needed, locate, recipe_folder, with_files
 from espnet_mla.trained.names import MODEL_FILE
 
 if TYPE_CHECKING:
@@ -46,9 +47,10 @@ class Source:
         Raises:
             UserError: a file is missing or broken, or model and configuration do not fit.
         """
-        model, args = build(with_files(self.config, self.root), str(self.config_file), self.model_file)
-        if model.frontend is None:
-            raise UserError(f"{self.config_file}: frontend: null: this model takes features, here only audio is read")
+        tasks.check_speakers(self.config, self.config_file, {})
+        tasks.check_audio(self.config, self.config_file)
+        config = with_files(self.config, self.root)
+        model, args = build(config, str(self.config_file), self.model_file, self.packed)
         return model.eval(), args
 
     def speech2text(self, **options: Any) -> "Speech2Text":
@@ -90,7 +92,9 @@ def find(config_file: str | None, model_file: str | None, model_tag: str | None)
             if not path.is_file():
                 raise UserError(f"{path} is a folder: a file is needed" if path.is_dir() else f"{path} does not exist")
         root, packed = recipe_folder(config), False
-    return Source(read_mapping(config), config, model, root, packed)
+    trained = read_mapping(config)
+    tasks.check(trained, config)
+    return Source(trained, config, model, root, packed)
 
 
 def sampling_rate(config: Mapping) -> int:
@@ -98,13 +102,16 @@ def sampling_rate(config: Mapping) -> int:
     return hertz(str((config.get("frontend_conf") or {}).get("fs", 16000)))
 
 
-def build(config: dict, name: str, model_file: Path | None = None) -> tuple[ESPnetASRModel, Namespace]:
+def build(
+    config: dict, name: str, model_file: Path | None = None, packed: bool = False
+) -> tuple[ESPnetASRModel, Namespace]:
     """Build ESPnet's model.
 
     Args:
         config: of its training.
         name: of the configuration, for messages.
         model_file: its parameters; None leaves them as they are initialised.
+        packed: whether it comes from an archive or from the hub.
 
     Returns:
         The model, and its configuration.
@@ -122,7 +129,7 @@ def build(config: dict, name: str, model_file: Path | None = None) -> tuple[ESPn
         except UserError:
             raise
         except OSError as error:
-            raise UserError(f"{name}: {error}; an experiment needs its recipe's folder") from None
+            raise UserError(f"{name}: {file_needed(error, packed)}") from None
         except Exception as error:  # constructors and type checks raise whatever they raise
             what = " ".join(str(error).split())
             raise UserError(f"{name}: ESPnet cannot build the model: {type(error).__name__}: {what}") from None

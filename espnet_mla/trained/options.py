@@ -4,6 +4,9 @@ import argparse
 
 from espnet_mla.common.errors import UsageError
 
+DEVICES = ("cpu", "cuda", "mps")
+"""Kinds of devices that ESPnet computes on."""
+
 
 def add(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add --asr_model_file, --asr_train_config and --model_tag; the group that they stand in."""
@@ -36,9 +39,25 @@ def device_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> s
     """What --device names, or else the GPU where there is one; a wrong one is a usage error."""
     import torch
 
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        return check_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except UsageError as error:
+        parser.error(str(error))
+
+
+def check_device(name: str, option: str = "--device") -> str:
+    """A device that can be computed on, by the name that ESPnet takes, which knows no cpu:0.
+
+    Raises:
+        UsageError: it is no name of one, or the machine has none.
+    """
+    import torch
+
+    try:
+        if name.partition(":")[0] not in DEVICES:
+            raise UsageError(f"{option} {name}: valid are cpu, cuda, cuda:1, ..., and mps")
+        device = torch.device(name)
         torch.zeros(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        parser.error(f"--device {device}: {str(error).splitlines()[0]}")
-    return device
+        raise UsageError(f"{option} {name}: {str(error).splitlines()[0].partition('. ')[0]}") from None
+    return "cpu" if device.type == "cpu" else name

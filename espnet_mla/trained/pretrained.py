@@ -1,5 +1,6 @@
 """from_pretrained(): a trained model, wherever it lies, as the Speech2Text of ESPnet that transcribes with it."""
 
+import inspect
 import os
 import tempfile
 from pathlib import Path
@@ -10,9 +11,11 @@ import yaml
 import espnet_mla
 from espnet_mla.common.errors import UserError
 from espnet_mla.common.yaml_files import read_mapping
+from espnet_mla.trained import tasks
 from espnet_mla.trained.decoding import check, check_for
-from espnet_mla.trained.locate import locate, with_files
+from espnet_mla.trained.locate import file_needed, locate, with_files
 from espnet_mla.trained.names import MODEL_FILE
+from espnet_mla.trained.options import check_device
 
 if TYPE_CHECKING:
     from espnet2.bin.asr_inference import Speech2Text
@@ -30,8 +33,14 @@ def from_pretrained(
 
 def load(source: str | os.PathLike[str], *, inference_asr_model: str = MODEL_FILE, **options: Any) -> "Speech2Text":
     """As `from_pretrained`, for whom does not decode: whether the model can bear the options is not checked."""
-    root, files, _ = locate(source, inference_asr_model)
+    root, files, packed = locate(source, inference_asr_model)
+    trained = read_mapping(files["asr_train_config"])
+    tasks.check_speakers(trained, source, options)
+    tasks.check_audio(trained, source)
+    if "device" in options:
+        options["device"] = check_device(str(options["device"]), "device")
     espnet_mla.register()
+    import torch
     from espnet2.bin.asr_inference import Speech2Text
 
     from espnet_mla.trained.loading import strict_loading
@@ -41,9 +50,14 @@ def load(source: str | os.PathLike[str], *, inference_asr_model: str = MODEL_FIL
             config = read_mapping(files[name])
             files[name] = Path(scratch) / f"{name}.yaml"
             files[name].write_text(yaml.safe_dump(with_files(config, root)), encoding="utf-8")
+        inspect.signature(Speech2Text).bind(**files, **options)  # a TypeError is the caller's
         try:
             with strict_loading():
                 return Speech2Text(**files, **options)
-        except FileNotFoundError as error:
-            why = str(error).splitlines()[0]
-            raise UserError(f"{source} cannot be loaded: {why}; an experiment needs its recipe's folder") from error
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except OSError as error:
+            raise UserError(f"{source} cannot be loaded: {file_needed(error, packed)}") from error
+        except Exception as error:  # constructors and type checks raise whatever they raise
+            what = " ".join(str(error).split())
+            raise UserError(f"{source}: ESPnet cannot load the model: {type(error).__name__}: {what}") from error

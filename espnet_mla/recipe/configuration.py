@@ -5,7 +5,6 @@ ESPnet takes the values of a file as YAML gives them: `1e-6` is a string to YAML
 
 import argparse
 import copy
-import difflib
 import inspect
 import math
 import re
@@ -18,8 +17,9 @@ from typing import Any
 
 import yaml
 
-from espnet_mla.common.errors import UsageError, UserError
+from espnet_mla.common.errors import UsageError, UserError, closest
 from espnet_mla.common.yaml_files import read_mapping
+from espnet_mla.trained.parsers import parse
 
 LEAST = {
     "accum_grad": 1, "batch_bins": 1, "batch_size": 1, "keep_nbest_models": 1, "log_interval": 1, "max_epoch": 1,
@@ -71,7 +71,7 @@ def read(config: str, arguments: Sequence[str]) -> Configuration:
     parser = _parser()
     configured = read_mapping(Path(config)) if config else {}
     corrected = _set_defaults(parser, config, configured)
-    values = _given(parser, arguments)
+    values = vars(parse(parser, arguments, "--asr_args", "asr_train"))
 
     def named(*keys: str) -> str:
         """Where a value comes from, and its key."""
@@ -107,14 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     espnet_mla.register()
     from espnet2.tasks.asr import ASRTask
 
-    parser = ASRTask.get_parser()
-    parser.exit_on_error = False
-    next(action for action in parser._actions if action.dest == "config").type = _refused
-    return parser
-
-
-def _refused(path: str) -> str:
-    raise argparse.ArgumentTypeError(f"{path}: the configuration has an option of its own, --asr_config")
+    return ASRTask.get_parser()
 
 
 def _set_defaults(parser: argparse.ArgumentParser, config: str, configured: dict[str, Any]) -> list[str]:
@@ -127,24 +120,11 @@ def _set_defaults(parser: argparse.ArgumentParser, config: str, configured: dict
     corrected = []
     for name, value in configured.items():
         if name not in actions:
-            raise UserError(f"{config}: {name} is no option of ESPnet's asr_train{_closest(name, actions)}")
+            raise UserError(f"{config}: {name} is no option of ESPnet's asr_train{closest(name, actions)}")
         configured[name], changed = _option(f"{config}: {name}", value, actions[name])
         corrected += [name] if changed else []
     parser.set_defaults(**copy.deepcopy(configured))
     return corrected
-
-
-def _given(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
-    try:
-        options, unknown = parser.parse_known_args(list(arguments))
-    except argparse.ArgumentError as error:
-        raise UsageError(f"--asr_args: {error}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"--asr_args: {' '.join(str(error).split())}") from None
-    if unknown:
-        hint = _closest(unknown[0].partition("=")[0], parser._option_string_actions)
-        raise UsageError(f"--asr_args: {unknown[0]} is no option of ESPnet's asr_train{hint}")
-    return vars(options)
 
 
 def _check_range(named: str, value: Any, least: float, most: float) -> None:
@@ -229,7 +209,7 @@ def _argument(named: str, key: str, value: Any, parameters: Mapping[str, inspect
     if parameter is None:
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             return value
-        raise UsageError(f"{named}: {value}: there is no such option{_closest(key, parameters)}")
+        raise UsageError(f"{named}: {value}: there is no such option{closest(key, parameters)}")
     hint, kinds = _hint(parameter)
     of_numbers, of_truth = bool({int, float} & kinds), bool in kinds
     if str in kinds or Any in kinds or not (of_numbers or of_truth):
@@ -284,8 +264,3 @@ def _as_number(value: Any) -> Any:
 
 def _is_whole(number: Any) -> bool:
     return isinstance(number, float) and number.is_integer()
-
-
-def _closest(name: object, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f"; closest: {close[0]}" if close else ""

@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.model, fs=options.fs, device=device, rescoring=not options.no_rescoring, **given
         )
         result = _recognise(recogniser, _pieces(options.audio, options.fs or recogniser.pool.model.fs), options)
+    except UsageError as error:
+        parser.error(str(error))
     except (UserError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

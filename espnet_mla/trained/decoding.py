@@ -4,7 +4,6 @@ ESPnet takes any value of them, and ends in empty texts or in an error of a tens
 """
 
 import argparse
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from espnet_mla.common.errors import UsageError, UserError
+from espnet_mla.common.errors import UsageError, UserError, closest
 from espnet_mla.common.yaml_files import read_mapping
+from espnet_mla.trained.parsers import parse
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,8 @@ def check_for(config: Mapping[str, Any], options: Mapping[str, Any], named: Name
     if config.get("decoder") == "transducer":  # its search cuts the beam itself, and knows no CTC
         return
     defaults = {name: inspect.signature(Speech2Text).parameters[name].default for name in ("beam_size", "ctc_weight")}
-    beam_size, ctc_weight = (
-        options.get(name) if options.get(name) is not None else default for name, default in defaults.items()
-    )
+    given = {name: value for name, value in options.items() if value is not None}
+    beam_size, ctc_weight = (defaults | given)["beam_size"], (defaults | given)["ctc_weight"]
     tokens = _vocabulary(config.get("token_list"))
     if tokens is not None and beam_size >= tokens:
         raise UsageError(
@@ -163,9 +162,7 @@ def read_options(path: Path) -> dict[str, Any]:
     options = {}
     for name, value in read_mapping(path).items():
         if name not in actions:
-            close = difflib.get_close_matches(str(name), actions, n=1)
-            hint = f"; closest: {close[0]}" if close else ""
-            raise UserError(f"{path}: {name} is no option of ESPnet's asr_inference{hint}")
+            raise UserError(f"{path}: {name} is no option of ESPnet's asr_inference{closest(name, actions)}")
         options[name] = _typed(path, name, value, actions[name])
     check(options, lambda name, value: f"{path}: {name}: {value}")
     return options
@@ -200,21 +197,11 @@ def parse_arguments(arguments: Sequence[str], named: str) -> dict[str, Any]:
     from espnet2.bin.asr_inference import get_parser
 
     parser = get_parser()
-    parser.exit_on_error = False
     for action in parser._actions:
         action.required = False
         if action.dest != "config":  # which its parser looks for
             action.default = argparse.SUPPRESS
-    try:
-        options, unknown = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise UsageError(f"{named}: {error}") from None
-    if unknown:
-        close = difflib.get_close_matches(unknown[0].partition("=")[0], parser._option_string_actions, n=1)
-        hint = f"; closest: {close[0]}" if close else ""
-        raise UsageError(f"{named}: {unknown[0]} is no option of ESPnet's asr_inference{hint}")
-    if options.config is not None:
-        raise UsageError(f"{named}: --config {options.config}: the configuration has an option of its own")
+    options = parse(parser, arguments, named, "asr_inference")
     given = {name: value for name, value in vars(options).items() if name != "config"}
     check(given, lambda name, value: f"{named}: {FLAG(name, value)}")
     return given

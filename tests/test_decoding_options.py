@@ -184,7 +184,18 @@ def test_a_beam_of_all_tokens_is_refused_on_every_way_in(recipe, tmp_path, capsy
 
 def test_stage_12_refuses_before_the_jobs_start_and_stage_1_where_the_vocabulary_is_known(recipe, monkeypatch):
     monkeypatch.chdir(recipe)
-    options = ("--train_set", "train", "--valid_set", "dev", "--test_sets", "test", "--nbpe", str(TOKENS), "--ngpu", "0")
+    options = (
+        "--train_set",
+        "train",
+        "--valid_set",
+        "dev",
+        "--test_sets",
+        "test",
+        "--nbpe",
+        str(TOKENS),
+        "--ngpu",
+        "0",
+    )
 
     def checked(*more):
         stages.check(Layout(parse([*options, *more])))

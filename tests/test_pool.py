@@ -321,8 +321,8 @@ def test_chunks_can_differ_from_the_configurations(speech2text, speech):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beam_size": 0}, "beam_size: 0: it must be at least 1"),
-        ({"ctc_weight": 1.5}, "ctc_weight: 1.5: it must be from 0 to 1"),
+        ({"beam_size": 0}, "beam_size: 0: a whole number of at least 1 is needed"),
+        ({"ctc_weight": 1.5}, "ctc_weight: 1.5: a finite number from 0 to 1 is needed"),
         ({"chunk_size": 0}, "chunk_size: 0 must be a number of encoder frames"),
         ({"left_chunks": -2}, "left_chunks: -2 must be a number of chunks"),
         ({"device": "cuda"}, "device: not an option of a model that is loaded already"),

@@ -133,7 +133,6 @@ def test_realtime_is_no_faster_than_it_was_spoken(model, recipe, expected, monke
         (["short.wav"], "error: short.wav: 0.006 s are too short for the model\n"),
         (["nan.wav"], "error: nan.wav: samples that are not finite numbers"),
         (["speech.flac", "--chunk_size", "0"], "error: chunk_size: 0 must be a number of encoder frames"),
-        (["speech.flac", "--ctc_weight", "7"], "error: ctc_weight: 7.0: it must be from 0 to 1"),
     ],
 )
 def test_what_cannot_be_done_is_named(model, recipe, tmp_path, monkeypatch, capfd, arguments, message):

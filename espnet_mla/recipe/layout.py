@@ -134,7 +134,9 @@ class Layout:
         return self.asr_exp / self.inference_tag / dset
 
     def check_names(self) -> None:
-        """Find names that are longer than a file system takes: those that are made of options are.
+        """Find names that are longer than a file system takes, as those that are made of options can be.
+
+        Of the experiment only where a stage is performed that makes or reads it.
 
         Raises:
             UsageError: one is; the message says which option gives it a shorter one.
@@ -142,19 +144,20 @@ class Layout:
         settings = self.settings
         advice = "put options of --{0}_args into a file for --{0}_config, or give --{0}_tag"
         given = settings.asr_exp or settings.asr_tag
-        check_names(
-            self.asr_exp,
-            f"give a shorter --asr_{'exp' if settings.asr_exp else 'tag'}" if given else advice.format("asr"),
-        )
-        check_names(
-            self.asr_exp / self.inference_tag,
-            "give a shorter --inference_tag" if settings.inference_tag else advice.format("inference"),
-        )
+        if max(self.performed, default=0) > 10:
+            check_names(
+                self.asr_exp,
+                f"give a shorter --asr_{'exp' if settings.asr_exp else 'tag'}" if given else advice.format("asr"),
+            )
+            check_names(
+                self.asr_exp / self.inference_tag,
+                "give a shorter --inference_tag" if settings.inference_tag else advice.format("inference"),
+            )
+            check_names(self.asr_model, "give a shorter --inference_asr_model")
         check_names(self.asr_stats_dir, "give a shorter --lang, or --asr_stats_dir")
         check_names(self.token_list, "give a shorter --lang")
         for name in (self.train_set, self.valid_set, *self.test_sets):
             check_names(self.data_feats / "org" / name, "give a shorter name of the set, or --dumpdir")
-        check_names(self.asr_model, "give a shorter --inference_asr_model")
         if not settings.skip_packing:
             check_names(self.packed_model, "give a shorter --asr_tag")
         if not settings.skip_upload_hf:

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 import espnet_mla
-from espnet_mla.common.errors import UsageError, UserError
+from espnet_mla.common.errors import UsageError, UserError, one_line
 from espnet_mla.common.log import log
 from espnet_mla.common.units import hertz
 from espnet_mla.common.yaml_files import read_mapping
@@ -180,7 +180,7 @@ def upload(layout: Layout) -> None:
     except (OSError, HTTPError, RuntimeError, ValueError) as error:
         refused = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
         what = "refused the token (HF_TOKEN, or `hf auth login`)" if refused else "did not take it"
-        message = " ".join(str(error).split())
+        message = one_line(error) + (f" ({one_line(error.__cause__)})" if error.__cause__ else "")
         raise UserError(f"--hf_repo {repo}: {api.endpoint} {what}, {folder} stays for --stage 15: {message}") from None
     log(f"Uploaded to {api.endpoint}/{repo}")
 

@@ -9,7 +9,7 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 import espnet_mla
-from espnet_mla.common.errors import UserError
+from espnet_mla.common.errors import UserError, one_line
 from espnet_mla.common.yaml_files import read_mapping
 from espnet_mla.trained import tasks
 from espnet_mla.trained.archive import unpacked_in_cache
@@ -100,7 +100,7 @@ def _downloaded(tag: str) -> Path:
     try:
         return Path(ModelDownloader().download(tag))
     except (OSError, HTTPError, RuntimeError, ValueError) as error:
-        why = " ".join(str(error).split())
+        why = one_line(error)
         raise UserError(f"{tag} is neither a local file nor available from the hub ({why}): {_VALID}") from None
 
 

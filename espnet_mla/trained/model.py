@@ -12,7 +12,7 @@ import yaml
 from espnet2.asr.espnet_model import ESPnetASRModel
 from espnet2.tasks.asr import ASRTask
 
-from espnet_mla.common.errors import UserError
+from espnet_mla.common.errors import UserError, one_line
 from espnet_mla.common.units import hertz
 from espnet_mla.common.yaml_files import read_mapping
 from espnet_mla.trained import tasks
@@ -131,8 +131,8 @@ def build(
         except OSError as error:
             raise UserError(f"{name}: {file_needed(error, packed)}") from None
         except Exception as error:  # constructors and type checks raise whatever they raise
-            what = " ".join(str(error).split())
-            raise UserError(f"{name}: ESPnet cannot build the model: {type(error).__name__}: {what}") from None
+            why = one_line(error)
+            raise UserError(f"{name}: ESPnet cannot build the model: {type(error).__name__}: {why}") from None
 
 
 @contextlib.contextmanager

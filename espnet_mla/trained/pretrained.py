@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import espnet_mla
-from espnet_mla.common.errors import UserError
+from espnet_mla.common.errors import UserError, one_line
 from espnet_mla.common.yaml_files import read_mapping
 from espnet_mla.trained import tasks
 from espnet_mla.trained.decoding import check, check_for
@@ -59,5 +59,5 @@ def load(source: str | os.PathLike[str], *, inference_asr_model: str = MODEL_FIL
         except OSError as error:
             raise UserError(f"{source} cannot be loaded: {file_needed(error, packed)}") from error
         except Exception as error:  # constructors and type checks raise whatever they raise
-            what = " ".join(str(error).split())
-            raise UserError(f"{source}: ESPnet cannot load the model: {type(error).__name__}: {what}") from error
+            why = one_line(error)
+            raise UserError(f"{source}: ESPnet cannot load the model: {type(error).__name__}: {why}") from error

@@ -123,14 +123,14 @@ LONG = "--max_epoch 1 " * 30
     [
         (("--asr_args", LONG), "put options of --asr_args into a file for --asr_config, or give --asr_tag"),
         (("--inference_args", LONG), "or give --inference_tag"),
-        (("--asr_tag", "x" * 252), "give a shorter --asr_tag"),
-        (("--asr_tag", "ö" * 126), "a name of 256 bytes, and at most 255 are possible: give a shorter --asr_tag"),
-        (("--inference_tag", "x" * 256), "give a shorter --inference_tag"),
-        (("--asr_exp", f"a/{'x' * 256}/b"), "give a shorter --asr_exp"),
-        (("--lang", "x" * 250, "--asr_tag", "mine"), "give a shorter --lang"),
-        (("--test_sets", "x" * 256), "give a shorter name of the set"),
-        (("--asr_tag", "x" * 240, "--skip_packing", "false"), "give a shorter --asr_tag"),
-        (("--hf_repo", f"me/{'x' * 256}", "--skip_upload_hf", "false"), "give a shorter --hf_repo"),
+        (("--asr_tag", "x" * 252), "give a short --asr_tag"),
+        (("--asr_tag", "ö" * 126), "a name of 256 bytes, and at most 255 are possible: give a short --asr_tag"),
+        (("--inference_tag", "x" * 256), "give a short --inference_tag"),
+        (("--asr_exp", f"a/{'x' * 256}/b"), "give a short --asr_exp"),
+        (("--lang", "x" * 250, "--asr_tag", "mine"), "give a short --lang"),
+        (("--test_sets", "x" * 256), "give a short name of the set"),
+        (("--asr_tag", "x" * 240, "--skip_packing", "false"), "give a short --asr_tag"),
+        (("--hf_repo", f"me/{'x' * 256}", "--skip_upload_hf", "false"), "give a short --hf_repo"),
     ],
 )
 def test_a_name_that_no_file_system_takes_is_refused_with_the_option_that_shortens_it(arguments, option):

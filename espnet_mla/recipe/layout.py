@@ -147,21 +147,21 @@ class Layout:
         if max(self.performed, default=0) > 10:
             check_names(
                 self.asr_exp,
-                f"give a shorter --asr_{'exp' if settings.asr_exp else 'tag'}" if given else advice.format("asr"),
+                f"give a short --asr_{'exp' if settings.asr_exp else 'tag'}" if given else advice.format("asr"),
             )
             check_names(
                 self.asr_exp / self.inference_tag,
-                "give a shorter --inference_tag" if settings.inference_tag else advice.format("inference"),
+                "give a short --inference_tag" if settings.inference_tag else advice.format("inference"),
             )
-            check_names(self.asr_model, "give a shorter --inference_asr_model")
-        check_names(self.asr_stats_dir, "give a shorter --lang, or --asr_stats_dir")
-        check_names(self.token_list, "give a shorter --lang")
+            check_names(self.asr_model, "give a short --inference_asr_model")
+        check_names(self.asr_stats_dir, "give a short --lang, or --asr_stats_dir")
+        check_names(self.token_list, "give a short --lang")
         for name in (self.train_set, self.valid_set, *self.test_sets):
-            check_names(self.data_feats / "org" / name, "give a shorter name of the set, or --dumpdir")
+            check_names(self.data_feats / "org" / name, "give a short name of the set, or --dumpdir")
         if not settings.skip_packing:
-            check_names(self.packed_model, "give a shorter --asr_tag")
+            check_names(self.packed_model, "give a short --asr_tag")
         if not settings.skip_upload_hf:
-            check_names(self.hf_folder, "give a shorter --hf_repo")
+            check_names(self.hf_folder, "give a short --hf_repo")
 
     @property
     def packed_model(self) -> Path:

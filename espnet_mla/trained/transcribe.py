@@ -5,12 +5,12 @@ import sys
 import time
 from collections.abc import Sequence
 
-import espnet_mla
 from espnet_mla.common.errors import UsageError, UserError, one_line
 from espnet_mla.common.filenames import escaped
 from espnet_mla.trained.audio import read
-from espnet_mla.trained.decoding import DECODING, FLAG, check
+from espnet_mla.trained.decoding import DECODING, FLAG, check, check_for
 from espnet_mla.trained.options import device_of
+from espnet_mla.trained.pretrained import load
 
 DESCRIPTION = """\
 Print the text of each audio file, a line each: the file, a tab, the text. Takes whatever soundfile reads (FLAC, WAV,
@@ -30,10 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         parser.error(str(error))
     device = device_of(parser, options)
+    given = {name: value for name, value in given.items() if value is not None}
     try:
-        speech2text = espnet_mla.from_pretrained(
-            options.model, device=device, **{name: value for name, value in given.items() if value is not None}
-        )
+        speech2text = load(options.model, device=device, **given)
+        check_for(vars(speech2text.asr_train_args), given, FLAG)
+    except UsageError as error:
+        parser.error(str(error))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -14,6 +14,7 @@ from espnet2.train.class_choices import ClassChoices
 from espnet_mla.models.ctc import PrefixScorer
 from espnet_mla.models.decoder import DECODERS
 from espnet_mla.models.encoders import ENCODERS
+from espnet_mla.models.frontend import FRONTENDS
 from espnet_mla.models.padding import make_pad_mask
 
 # ESPnet's tasks whose encoders and decoder are these.
@@ -27,7 +28,7 @@ _PROGRAMS = (
 
 
 def register() -> None:
-    """Put our encoders and decoder behind ESPnet's own names in every task that has them.
+    """Put our encoders, decoder and frontend behind ESPnet's own names in every task that has them.
 
     Calling it again changes nothing.
     """
@@ -35,6 +36,7 @@ def register() -> None:
     module: Any
     for task in _TASKS:
         module = importlib.import_module(f"espnet2.tasks.{task}")
+        _put(module.frontend_choices, FRONTENDS)
         _put(module.encoder_choices, ENCODERS)
         _put(module.decoder_choices, DECODERS)
     if copied := sys.modules.get("espnet2.tasks.enh_s2t"):  # with copies of its own, if it was imported before

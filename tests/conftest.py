@@ -25,7 +25,17 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--device` is what `on_device.py` compares with the CPU."""
-    parser.addoption("--device", default="cpu", help="of tests/on_device.py: cpu, cuda, ... (default: %(default)s)")
+    parser.addoption(
+        "--device", default="cpu", help="of tests/on_device.py: cuda, simulated, ... (default: %(default)s)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The simulated device has to be there before anything else is."""
+    if config.getoption("--device") == "simulated":
+        import simulated
+
+        simulated.install()
 
 
 @pytest.fixture(scope="session")

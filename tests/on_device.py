@@ -1,6 +1,7 @@
 """What a device computes is what the CPU computes: attentions, training, decoding, streams, for every choice.
 
     python -m pytest tests/on_device.py --device cuda
+    python -m pytest tests/on_device.py --device simulated  # a GPU's rules without one: see simulated.py
 
 The reference is the CPU in float32, or in float64 for one attention. A half precision has the tolerance that its
 numbers have; what matters more there is that everything stays finite, masked and misaligned as real batches are.
@@ -40,6 +41,7 @@ SIZES = {
     "e_branchformer": {"linear_units": 64, "cgmlp_linear_units": 64, "cgmlp_conv_kernel": 7, "use_ffn": True},
     "transformer": {"linear_units": 64},
 }
+STEPS = 12.0  # of a beam search
 WINDOWS = [(37, 37), (64, 64), (131, 131), (8, 18), (10, 170), (1, 33)]  # 8 and 18: rows that begin off 16 bytes
 HALF = [torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -52,6 +54,20 @@ def exact_convolutions():
     torch.backends.cudnn.allow_tf32 = False
     yield
     torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture(autouse=True)
+def log(device):
+    """What a simulated device was asked; None of a real one."""
+    if device.type != "simulated":
+        yield None
+        return
+    import simulated
+
+    with simulated.device() as log:
+        yield log
+    slow = [given for given in log.ours(log.kernels) if given[0] == "math" and given[2]]
+    assert not slow, "training attends by the slowest kernel"
 
 
 def autocast(device, dtype):
@@ -104,6 +120,21 @@ def test_an_attention_and_its_gradients_are_the_cpus(device, kind, position, tim
     for name, slope in slopes.items():
         wrong = (gradients[name].cpu().double() - slope).norm().item()
         assert wrong < 2 * TOLERANCE[dtype] * scale, name
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("time_q", "time_k"), WINDOWS)
+@pytest.mark.parametrize(("kind", "position"), [pair for pair in ATTENTION if pair[0] != "linear"])
+def test_each_attention_is_given_the_fastest_kernel_there_is(device, log, kind, position, time_q, time_k, padded):
+    """Flash takes no mask, and the position term of rel_pos is one; no mask needs another copy."""
+    if log is None:
+        pytest.skip("a real device does not tell")
+    module, x = attention(kind, position).to(device), torch.randn(2, time_k, D).to(device)
+    mask = torch.ones(2, 1, time_k, dtype=torch.bool).to(device) if padded else None
+    with autocast(device, torch.bfloat16):
+        outputs(module, x, time_q, mask)
+    (given,) = log.ours(log.kernels)
+    assert given[0] == ("efficient" if padded or position == "rel_pos" else "flash")
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -174,11 +205,13 @@ def batch(device=None):
 
 
 @pytest.mark.parametrize(("name", "kind", "position"), ENCODER)
-def test_a_training_step_is_the_cpus(device, name, kind, position):
+def test_a_training_step_is_the_cpus(device, log, name, kind, position):
     here = asr_model(name, kind, position).train()
     there = copy.deepcopy(here).to(device)
     for model, given in ((here, batch()), (there, batch(device))):
         model(**given)[0].backward()
+    if log is not None:
+        assert not log.ours(log.waits)
     assert abs(here(**batch())[0].item() - there(**batch(device))[0].item()) < 1e-4 * here(**batch())[0].item()
     for (parameter, expected), found in zip(here.named_parameters(), there.parameters(), strict=True):
         assert (expected.grad is None) == (found.grad is None), parameter
@@ -208,7 +241,7 @@ def test_steps_in_half_precision_with_dropout_stay_finite_and_learn(device, name
 
 @pytest.mark.parametrize(("name", "kind", "position"), [case for case in ENCODER if case[2] in ("rel_pos", "rope")])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_a_streamed_encoder_gives_the_cpus_frames(device, name, kind, position, dtype):
+def test_a_streamed_encoder_gives_the_cpus_frames(device, log, name, kind, position, dtype):
     torch.manual_seed(0)
     left = -1 if kind == "linear" else 2
     module = encoder(name, kind, position, streaming={"chunk_size": 10, "left_chunks": left}).eval()
@@ -228,6 +261,8 @@ def test_a_streamed_encoder_gives_the_cpus_frames(device, name, kind, position, 
     expected = run(copy.deepcopy(module), features)
     with autocast(device, dtype):
         found = run(module.to(device), features.to(device))
+    if log is not None:
+        assert not [given for given in log.waits if given[1] != "a test"]  # Python knows all lengths
     assert error(found, expected) < 3 * TOLERANCE[dtype]
 
 
@@ -249,7 +284,7 @@ def search(kind, device):
 
 @pytest.mark.parametrize("kind", CHOICES)
 @pytest.mark.parametrize("utterances", [1, 3])
-def test_a_beam_search_finds_the_cpus_hypotheses(device, kind, utterances):
+def test_a_beam_search_finds_the_cpus_hypotheses(device, log, kind, utterances):
     x = torch.randn(utterances, 60, D)
     lengths = torch.tensor([60, 45, 30][:utterances])
 
@@ -257,10 +292,13 @@ def test_a_beam_search_finds_the_cpus_hypotheses(device, kind, utterances):
         given = (x[0].to(device),) if utterances == 1 else (x.to(device),)
         more = {} if utterances == 1 else {"x_lengths": lengths.to(device)}
         with torch.no_grad():
-            found = search(kind, device)(*given, maxlenratio=-12.0, **more)
+            found = search(kind, device)(*given, maxlenratio=-STEPS, **more)
         return [found] if utterances == 1 else found
 
-    for found, expected in zip(run(device), run(torch.device("cpu")), strict=True):
+    hypotheses = run(device)
+    if log is not None:  # one of the window of CTC, and one to see that a batch is the one that was projected
+        assert sum(log.ours(log.waits).values()) <= STEPS + (utterances > 1)
+    for found, expected in zip(hypotheses, run(torch.device("cpu")), strict=True):
         assert [one.yseq.tolist() for one in found[:3]] == [one.yseq.tolist() for one in expected[:3]]
         assert [float(one.score) for one in found[:3]] == pytest.approx(
             [float(one.score) for one in expected[:3]], rel=1e-4
@@ -278,9 +316,15 @@ def trained(tmp_path_factory):
 
 
 def loaded(folder, tag, device, **options):
-    return espnet_mla.from_pretrained(
-        folder / f"exp/asr_{tag}", device=str(device), beam_size=3, maxlenratio=0.2, **options
+    simulated = torch.device(device).type == "simulated"  # which is no device for a user
+    speech2text = espnet_mla.from_pretrained(
+        folder / f"exp/asr_{tag}", device="cpu" if simulated else str(device), beam_size=3, maxlenratio=0.2, **options
     )
+    if simulated:
+        for part in (speech2text.asr_model, speech2text.beam_search):
+            part.to(device)
+        speech2text.device = str(device)
+    return speech2text
 
 
 def test_a_recording_is_transcribed_as_on_the_cpu(device, trained):
@@ -305,7 +349,9 @@ def test_streams_give_the_cpus_text(device, trained):
     assert text(device) == text("cpu")
 
 
-def test_a_model_is_profiled_on_the_device(device, trained, monkeypatch):
+def test_a_model_is_profiled_on_the_device(device, log, trained, monkeypatch):
+    if log is not None:
+        pytest.skip("figures of a simulated device mean nothing")
     from espnet_mla import cli
 
     monkeypatch.chdir(trained)

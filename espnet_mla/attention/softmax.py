@@ -25,7 +25,8 @@ from espnet_mla.attention.positions import relative_shift
 _ROWS = 192
 _ROWS_AT_ONCE = 256
 
-# Numbers: the memory-efficient kernel of CUDA reads a mask 16 bytes at a time, and PyTorch copies one that it can't.
+# Numbers that each row of a mask begins at a multiple of: CUDA's memory-efficient kernel reads 16 bytes at a time.
+# PyTorch copies a mask whose strides are others, and refuses one of which that is true of the beginning alone.
 _ALIGNMENT = 8
 
 
@@ -40,23 +41,13 @@ class PositionTerm(NamedTuple):
     q: Tensor
     p: Tensor
 
-    def rows(self, start: int, end: int, time_k: int, alignment: int = 1) -> Tensor:
-        """The term of queries start to end, (b, h, end - start, t_k).
-
-        Args:
-            alignment: each row begins in memory at a multiple of so many numbers, and t_k is rounded up to one: what
-                stands beyond the last key means nothing.
-        """
+    def rows(self, start: int, end: int, time_k: int, width: int) -> Tensor:
+        """The term of queries start to end, (b, h, end - start, width); what is beyond t_k columns means nothing."""
         last = self.q.shape[-2]
         p = self.p[..., last - end : last - start + time_k - 1]
-        first = end - start - 1  # where row 0 begins; each further row begins one column before the last
-        if alignment > 1:
-            lead = -first % alignment
-            first, time_k = first + lead, time_k + -time_k % alignment
-            columns = first + time_k
-            columns += (1 - columns) % alignment
-            p = nn.functional.pad(p, (lead, columns - lead - p.shape[-1]))
-        return relative_shift(self.q[..., start:end, :] @ p, time_k, first)
+        if width > time_k:
+            p = nn.functional.pad(p, (0, width - time_k))
+        return relative_shift(self.q[..., start:end, :] @ p, width, end - start - 1)
 
 
 def softmax_attention(
@@ -138,16 +129,18 @@ def _attend_batch(
         if k.shape[1] != q.shape[1]:
             k, v = (_expanded(x, q.shape[1]) for x in (k, v))
     rows = _rows_at_a_time(q)
-    alignment = 1 if _on_cpu(q) else _ALIGNMENT
+    width = time_k if _on_cpu(q) else time_k + -time_k % _ALIGNMENT
     outs = []
     for start in range(0, time_q, rows):
         end = min(start + rows, time_q)
-        bias = term.rows(start, end, time_k, alignment)
+        bias = term.rows(start, end, time_k, width)
         if mask is not None:
             visible = mask if mask.shape[-2] == 1 else mask[..., start:end, :]
-            if bias.shape[-1] > time_k:
-                visible = nn.functional.pad(visible, (0, bias.shape[-1] - time_k))
+            if width > time_k:
+                visible = nn.functional.pad(visible, (0, width - time_k))
             bias = torch.where(visible, bias, -math.inf)
+        elif not _on_cpu(q):
+            bias = bias.contiguous()  # and the table of all distances need not be kept for the backward pass
         outs.append(kernel(q[..., start:end, :], k, v, bias[..., :time_k], scale, dropout))
     return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-2)
 

@@ -7,6 +7,8 @@ from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.layers.global_mvn import GlobalMVN
 from torch import Tensor
 
+from espnet_mla.models.frontend import Frontend
+
 
 class StreamingFeatures:
     """The features of one stream, and the only place where its audio waits.
@@ -97,7 +99,7 @@ def check(frontend: Any, normalize: Any) -> None:
     Raises:
         ValueError: they can't.
     """
-    if type(frontend) is not DefaultFrontend or frontend.stft is None:
+    if type(frontend) not in (DefaultFrontend, Frontend) or frontend.stft is None:
         name = type(frontend).__name__ if frontend is not None else "null"
         raise ValueError(f"frontend: {name} can't be streamed; it must be default, with apply_stft")
     inner = frontend.frontend

@@ -328,7 +328,7 @@ class StreamingEncoder(AbsEncoder):
         position = self._position(state, max(lengths))
         step = ChunkStep(state, self._cached_modules(), lengths, position, chunks[0].device)
         with using_context(step):
-            counts = torch.tensor([len(chunk) for chunk in chunks], device=chunks[0].device)
+            counts = torch.tensor(list(map(len, chunks)))  # on the CPU, where ESPnet makes its mask of them
             out, *_ = super().forward(nn.utils.rnn.pad_sequence(chunks, batch_first=True), counts)
         past, window = state.past + max(lengths), state.chunks.window
         state.past = past if window is None else min(past, window)

@@ -307,11 +307,12 @@ def test_a_beam_search_finds_the_cpus_hypotheses(device, log, kind, utterances):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A recipe's folder with two trained models: exp/asr_tiny, and exp/asr_streaming, which can be streamed."""
+    """A recipe's folder with trained models: exp/asr_tiny, exp/asr_streaming and exp/asr_mha."""
     folder = tmp_path_factory.mktemp("device")
     build_experiment(folder)
     with contextlib.chdir(folder):
         add_variant("streaming", streaming={"chunk_size": 4, "left_chunks": 2})
+        add_variant("mha", attention_layer_type="mha", attention_conf={})
     return folder
 
 
@@ -347,6 +348,26 @@ def test_streams_give_the_cpus_text(device, trained):
         return recogniser.finish().text
 
     assert text(device) == text("cpu")
+
+
+@pytest.mark.parametrize("attention", ["mla", "gqa"])
+def test_a_conversion_measures_what_it_measures_on_the_cpu(device, trained, monkeypatch, attention):
+    from espnet_mla.convert.model import convert
+    from espnet_mla.convert.spec import ConversionSpec
+    from espnet_mla.trained.model import find
+
+    monkeypatch.chdir(trained)
+    (trained / "wav.scp").write_text(f"a {trained / 'speech.flac'}\n")
+    (trained / "text").write_text("a THE CAT SAT\n")
+    source = find(None, "exp/asr_mha/valid.acc.ave.pth", None)
+    sizes, method = {"mla": ([8], "attention"), "gqa": ([1], "aligned")}[attention]
+    spec = ConversionSpec(attention, method, ("encoder", "decoder_src"), sizes, None, trained / "wav.scp", 1)
+    here, there = (convert(source, spec, where) for where in ("cpu", str(device)))
+    for found, expected in zip(there.record["layers"], here.record["layers"], strict=True):
+        assert found["name"] == expected["name"]
+        for figure in ("energy_kept", "relative_error"):
+            assert found[figure] == pytest.approx(expected[figure], rel=1e-3)
+    assert {value.device.type for value in there.model.state_dict().values()} == {"cpu"}
 
 
 def test_a_model_is_profiled_on_the_device(device, log, trained, monkeypatch):

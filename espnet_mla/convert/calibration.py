@@ -53,7 +53,7 @@ class Calibration:
         return self.speech.path
 
     def run(self, model: ESPnetASRModel, args: Namespace, what: str) -> CalibrationSummary:
-        """Run the model, with the hooks that are registered on it, over every utterance.
+        """Run the model, with the hooks that are registered on it, over every utterance, on the model's device.
 
         Args:
             args: its configuration.
@@ -62,7 +62,7 @@ class Calibration:
         Raises:
             UserError: audio is missing, broken or of another rate, or nothing is long enough.
         """
-        tokens_of = self._tokeniser(args)
+        tokens_of, device = self._tokeniser(args), next(model.parameters()).device
         seconds, too_short = 0.0, 0
         with torch.inference_mode():
             for key, samples in tqdm(self.speech, desc=what, total=len(self.speech.entries), unit="utt", disable=None):
@@ -70,15 +70,16 @@ class Calibration:
                     too_short += 1
                     continue
                 try:
-                    encoded, lengths = model.encode(samples.unsqueeze(0), torch.tensor([len(samples)]))
+                    lengths = torch.tensor([len(samples)], device=device)
+                    encoded, lengths = model.encode(samples.unsqueeze(0).to(device), lengths)
                 except TooShortUttError:
                     too_short += 1
                     continue
                 seconds += len(samples) / self.speech.rate
                 if tokens_of:
                     encoded = encoded[0] if isinstance(encoded, tuple) else encoded  # with those of the layers between
-                    tokens = torch.tensor([[model.sos, *tokens_of(key)]])
-                    model.decoder(encoded, lengths, tokens, torch.tensor([tokens.shape[1]]))
+                    tokens = torch.tensor([[model.sos, *tokens_of(key)]], device=device)
+                    model.decoder(encoded, lengths, tokens, torch.tensor([tokens.shape[1]], device=device))
         if too_short == len(self.speech.entries):
             raise UserError(f"{self.path}: all {too_short} utterances are too short for the model")
         return CalibrationSummary(len(self.speech.entries) - too_short, seconds, too_short)

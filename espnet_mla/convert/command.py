@@ -34,6 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         spec = _spec(options)
+        options.device = model_options.check_device(options.device)
+        if options.device == "mps":
+            raise UsageError(
+                "--device mps: a conversion needs float64, which it lacks; valid are cpu, cuda, cuda:1, ..."
+            )
         _convert(options, spec)
     except UsageError as error:
         parser.error(str(error))
@@ -62,7 +67,7 @@ def _convert(options: argparse.Namespace, spec: ConversionSpec) -> None:
     experiment.check_free(place, options.overwrite)
     register()
     source = find(options.asr_train_config, options.asr_model_file, options.model_tag)
-    result = convert(source, spec)
+    result = convert(source, spec, options.device)
     with experiment.leaving(place, options.overwrite) as folder:
         experiment.write(folder, place, source, result.config, result.model.state_dict())
         record = {
@@ -163,6 +168,11 @@ def _parser() -> argparse.ArgumentParser:
         "--calibration_utterances", metavar="N", type=int, default=200,
         help="how many of them, at even distances over the file (default: %(default)s)",
     )  # fmt: skip
+    how.add_argument(
+        "--device",
+        default="cpu",
+        help="that runs the calibration speech: cpu, cuda, cuda:1, ... (default: %(default)s)",
+    )
     to = parser.add_argument_group("where to")
     to.add_argument("--output_dir", metavar="FOLDER", required=True, help="as exp/A_mla64; it must not exist")
     to.add_argument(

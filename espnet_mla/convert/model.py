@@ -54,8 +54,13 @@ class Converted:
         return "\n".join(lines)
 
 
-def convert(source: Source, spec: ConversionSpec) -> Converted:
+def convert(source: Source, spec: ConversionSpec, device: str = "cpu") -> Converted:
     """Convert a trained model.
+
+    Args:
+        source: the model.
+        spec: what it becomes.
+        device: that runs it over the calibration speech, in float64 where it matters; all else is the CPU's.
 
     Raises:
         UserError: it can't be converted so, or the calibration speech is no good.
@@ -75,7 +80,9 @@ def convert(source: Source, spec: ConversionSpec) -> Converted:
     statistics: dict[str, CalibrationStatistics | None] = dict.fromkeys(old)
     calibrated = None
     if speech:
+        model.to(device)
         collected, summary = _collect_statistics(model, args, old, speech)
+        model.cpu()
         statistics.update(collected)
         calibrated = {"wav_scp": str(speech.path), **summary._asdict()}
     config, state, energy = source.config, model.state_dict(), {}
@@ -92,7 +99,13 @@ def convert(source: Source, spec: ConversionSpec) -> Converted:
     converted.load_state_dict(state)
     modules = dict(converted.eval().named_modules())
     pairs = {name: (attention, modules[name]) for name, attention in old.items()}
-    errors = _compare(model, args, pairs, speech) if speech else dict.fromkeys(pairs)
+    errors: dict[str, float | None] = dict.fromkeys(pairs)
+    if speech:
+        for one in (model, converted):
+            one.to(device)
+        errors.update(_compare(model, args, pairs, speech))
+        for one in (model, converted):
+            one.cpu()
     records = [
         {
             "name": name,

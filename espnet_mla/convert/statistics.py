@@ -43,7 +43,8 @@ class StatisticsAccumulator:
     """Sums over all calls of a layer's attention, from which `statistics` makes the calibration statistics.
 
     Args:
-        attention: ESPnet's MultiHeadedAttention, its RelPositionMultiHeadedAttention, or our `mha`.
+        attention: ESPnet's MultiHeadedAttention, its RelPositionMultiHeadedAttention, or our `mha`; the sums are where
+            its parameters are.
     """
 
     def __init__(self, attention: MultiHeadedAttention | MHA):
@@ -58,11 +59,12 @@ class StatisticsAccumulator:
         d = weights["linear_k.weight"].shape[1]
         d_head = len(weights["linear_q.weight"]) // self.heads
         self.frames = self.calls = 0
-        self.x, self.xx = _zeros(d), _zeros(d, d)
-        self.m, self.mm = _zeros(self.heads, d), _zeros(self.heads, d, d)
-        self.n = _zeros(self.heads)
-        self.qq = _zeros(self.heads, d_head, d_head)
-        self.keys = _zeros(self.heads, d, d)
+        zeros = self.v_out.new_zeros
+        self.x, self.xx = zeros(d), zeros(d, d)
+        self.m, self.mm = zeros(self.heads, d), zeros(self.heads, d, d)
+        self.n = zeros(self.heads)
+        self.qq = zeros(self.heads, d_head, d_head)
+        self.keys = zeros(self.heads, d, d)
 
     def add(self, query: Tensor, key: Tensor, position: Tensor | None, mask: Tensor | None) -> None:
         """One utterance without padding.
@@ -115,19 +117,15 @@ class StatisticsAccumulator:
         return q, scores.softmax(-1)
 
     def statistics(self) -> CalibrationStatistics:
-        """The statistics of all that was added."""
+        """The statistics of all that was added, on the CPU."""
         mean, means = self.x / self.frames, self.m / self.calls
         n = self.n.clamp_min(torch.finfo(torch.double).tiny)[:, None, None]
-        return CalibrationStatistics(
-            frames=self.frames,
-            mean=mean,
-            covariance=self.xx / self.frames - torch.outer(mean, mean),
-            queries=self.qq / self.calls,
-            keys=self.keys / n,
-            values=self.mm / self.calls - means.unsqueeze(-1) * means.unsqueeze(-2),
-            value_means=means,
-        )
-
-
-def _zeros(*shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=torch.double)
+        statistics = {
+            "mean": mean,
+            "covariance": self.xx / self.frames - torch.outer(mean, mean),
+            "queries": self.qq / self.calls,
+            "keys": self.keys / n,
+            "values": self.mm / self.calls - means.unsqueeze(-1) * means.unsqueeze(-2),
+            "value_means": means,
+        }
+        return CalibrationStatistics(self.frames, **{name: value.cpu() for name, value in statistics.items()})

@@ -12,6 +12,7 @@ from recipes import RECIPE, SIZES, recipe_folder, run_script
 
 from espnet_mla.baselines import __main__ as baselines
 from espnet_mla.baselines import plan
+from espnet_mla.common import machine
 from espnet_mla.recipe import mini, run_sh
 from espnet_mla.recipe.layout import Layout
 from espnet_mla.recipe.options import parse
@@ -93,7 +94,7 @@ def dry(tmp_path, monkeypatch, capsys):
     """A function that gives the lines of a dry run in a recipe's folder without experiments, where there is no GPU."""
     (tmp_path / "conf").symlink_to(RECIPE / "conf")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan, "gpus", list)
+    monkeypatch.setattr(machine, "gpus", tuple)
 
     def lines(*arguments: str) -> list[str]:
         assert baselines.main([*arguments, "--dry_run"]) == 0
@@ -175,7 +176,7 @@ def test_a_dry_run_estimates_by_the_epochs_that_are_asked_for(dry):
 
 
 def test_on_a_gpu_the_estimate_is_that_of_espnets_conformer(dry, monkeypatch):
-    monkeypatch.setattr(plan, "gpus", lambda: ["V100"])
+    monkeypatch.setattr(machine, "gpus", lambda: ("V100",))
     training = next(line for line in dry("--only", "conformer_mha") if "--stage 11" in line)
     assert f"# {57072 / 3600:.2f} hours" in training
 
@@ -187,8 +188,8 @@ def test_jobs_share_cores_and_the_visible_gpus(monkeypatch):
     assert [baselines._share(slot, 2, ())[-1] for slot in (0, 1)] == ["0,1", "2,3,8"]
     assert all(baselines._share(slot, 7, ())[-1] in "01238" for slot in range(7))  # one each, where there are fewer
     assert baselines._share(2, 3, ("4", "6"))[:2] == ["env", "CUDA_VISIBLE_DEVICES=4"]
-    monkeypatch.setattr(plan, "gpus", lambda: ["H100", "H100"])
+    monkeypatch.setattr(machine, "gpus", lambda: ("H100", "H100"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert plan._visible_gpus() == ("0", "1")
+    assert machine.visible_gpus() == ("0", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    assert plan._visible_gpus() == ("2", "3")
+    assert machine.visible_gpus() == ("2", "3")

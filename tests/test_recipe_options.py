@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from espnet_mla.common import machine
 from espnet_mla.common.errors import UsageError
 from espnet_mla.recipe import options
 from espnet_mla.recipe.options import parse
@@ -122,3 +123,13 @@ def test_usage_error_ends_with_status_2_and_one_line():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown option --nonsense") and done.stderr.count("\n") == 1
+
+
+def test_on_gpus_a_few_jobs_decode_on_each(monkeypatch):
+    monkeypatch.setattr(machine, "gpus", lambda: ("H100", "H100"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert parse([*SETS, "--gpu_inference", "true"]).inference_nj == 4
+    assert parse([*SETS, "--gpu_inference", "true", "--inference_nj", "3"]).inference_nj == 3
+    assert parse(SETS).inference_nj == machine.CORES
+    monkeypatch.setattr(machine, "gpus", tuple)  # as where nothing says how many there are
+    assert parse([*SETS, "--gpu_inference", "true"]).inference_nj == 2

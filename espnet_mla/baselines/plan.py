@@ -2,13 +2,12 @@
 
 import argparse
 import fnmatch
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from espnet_mla.common.errors import UsageError
-from espnet_mla.common.machine import CORES, gpus
+from espnet_mla.common.machine import CORES, visible_gpus
 from espnet_mla.measure.names import check_seconds
 from espnet_mla.recipe.configuration import read
 from espnet_mla.recipe.corpora import CORPORA
@@ -199,7 +198,7 @@ def make_plan(options: argparse.Namespace, rest: Sequence[str]) -> Plan:
         test_set=layout.settings.test_sets.split()[0],
         decoding=tuple(layout.settings.inference_args.split()),
         seconds=tuple(options.seconds),
-        gpus=() if options.ngpu == 0 else _visible_gpus(),
+        gpus=() if options.ngpu == 0 else visible_gpus(),
     )
 
 
@@ -215,13 +214,6 @@ def _layout(corpus: str, config: Path, asr_args: str, shared: Sequence[str]) -> 
     """Where run.sh puts an experiment, relative to the corpus's folder."""
     given = ["--corpus", corpus, "--asr_config", str(config), "--asr_args", asr_args, *shared]
     return Layout(parse(as_arguments(asr_sh_options(given)[1])))
-
-
-def _visible_gpus() -> tuple[str, ...]:
-    names = [str(number) for number in range(len(gpus()))]
-    if names and (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        names = [name.strip() for name in chosen.split(",") if name.strip()]
-    return tuple(names)
 
 
 def _configs(only: str | None) -> list[Path]:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from espnet_mla.common.files import write_text
 from espnet_mla.common.jobs import Followed, count_lines, run_jobs, split_table, threads_for
 from espnet_mla.common.log import log
+from espnet_mla.common.machine import visible_gpus
 from espnet_mla.common.units import hertz
 from espnet_mla.common.yaml_files import read_mapping
 from espnet_mla.recipe.layout import Layout, data_type
@@ -76,9 +77,10 @@ def decode_set(layout: Layout, dset: str) -> None:
     jobs = min(settings.inference_nj, utterances)
     numbers = range(1, jobs + 1)
     split_table(data / "wav.scp", [logdir / f"keys.{n}.scp" for n in numbers])
-    ngpu = int(settings.gpu_inference)
+    ngpu, gpus = int(settings.gpu_inference), visible_gpus()
     commands = [
         [
+            *(["env", f"CUDA_VISIBLE_DEVICES={gpus[n % len(gpus)]}"] if ngpu and len(gpus) > 1 else []),
             *layout.python, "-m", "espnet2.bin.asr_inference",
             "--batch_size", str(settings.batch_size),
             "--ngpu", str(ngpu),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 from espnet_mla.common.errors import UsageError
-from espnet_mla.common.machine import CORES
+from espnet_mla.common.machine import CORES, visible_gpus
 from espnet_mla.common.units import hertz
 
 
@@ -31,6 +31,8 @@ LARGEST = 2**31 - 1
 
 FACTORS = 0.1, 10.0
 """Least and most of a factor of speed perturbation: beyond, nothing of speech is left."""
+JOBS_A_GPU = 2
+"""Jobs of decoding that share a GPU, unless --inference_nj says how many: one searches while the other encodes."""
 
 OPTIONS = {
     "General": (
@@ -45,7 +47,12 @@ OPTIONS = {
         Option("eval_valid_set", False, "decode and score the validation set too"),
         Option("ngpu", 1, "GPUs that training uses; 0 trains on the CPU", least=0),
         Option("nj", CORES, "jobs side by side; by default one for each core", least=1),
-        Option("inference_nj", CORES, "jobs side by side in decoding; by default one for each core", least=1),
+        Option(
+            "inference_nj",
+            CORES,
+            "jobs side by side in decoding; by default one for each core, or two for each GPU",
+            least=1,
+        ),
         Option("gpu_inference", False, "decode on the GPU"),
         Option("dumpdir", "dump", "folder for formatted audio"),
         Option("expdir", "exp", "folder for experiments"),
@@ -144,15 +151,23 @@ def parse(arguments: Sequence[str]) -> SimpleNamespace:
         UsageError: an option is unknown, lacks its value or has one that it cannot have.
     """
     settings = SimpleNamespace(**{name: option.default for name, option in BY_NAME.items()})
-    for name, value in given_options(arguments).items():
+    given = given_options(arguments)
+    for name, value in given.items():
         if name not in BY_NAME and name not in ABSENT and name not in WITHOUT_EFFECT:
             raise UsageError(f"unknown option --{name}{_closest(name)}")
         if name in BY_NAME:
             setattr(settings, name, _value(BY_NAME[name], value))
         elif name in ABSENT and value not in ("", ABSENT[name]):
             raise UsageError(f"--{name} {value} is not performed here. {NEEDS_ESPNET}")
+    if "inference_nj" not in given:
+        settings.inference_nj = inference_jobs(settings.gpu_inference)
     _check_together(settings)
     return settings
+
+
+def inference_jobs(gpu_inference: bool) -> int:
+    """Jobs of decoding, unless --inference_nj says how many: one for each core, or a few for each GPU."""
+    return JOBS_A_GPU * max(1, len(visible_gpus())) if gpu_inference else CORES
 
 
 def given_options(arguments: Sequence[str]) -> dict[str, str]:

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from espnet_mla.common.errors import UsageError, UserError
-from espnet_mla.common.machine import CORES, gpus
+from espnet_mla.common.machine import CORES, visible_gpus
 from espnet_mla.common.yaml_files import read_mapping
 from espnet_mla.recipe import checkout
 from espnet_mla.recipe.corpora import CORPORA, DEFAULT, Corpus
 from espnet_mla.recipe.layout import experiment_tag
-from espnet_mla.recipe.options import given_options
+from espnet_mla.recipe.options import given_options, inference_jobs
 
 LINKS = ("asr.sh", "path.sh", "cmd.sh", "db.sh", "local", "conf")
 """What a corpus's folder shares with the recipe's."""
@@ -128,11 +128,12 @@ def _scaling(corpus: Corpus, config: Path) -> str:
     return f"{corpus.scaling} {corpus.encoder_scaling.get(str(encoder), '')}".strip()
 
 
-def _hardware_options() -> dict[str, str]:
-    """One GPU trains and decodes where there is one; without, all cores do."""
-    if gpus():
-        return {"nj": str(CORES), "ngpu": "1", "gpu_inference": "true", "inference_nj": "2"}
-    return {"nj": str(CORES), "ngpu": "0", "gpu_inference": "false", "inference_nj": str(CORES)}
+def _hardware_options(given: Mapping[str, str]) -> dict[str, str]:
+    """One GPU trains, and all decode, where there are some; without, or if `given` says so, all cores do."""
+    some = bool(visible_gpus())
+    on_gpus = given.get("gpu_inference", str(some).lower())
+    return {"nj": str(CORES), "ngpu": str(int(some)), "gpu_inference": on_gpus,
+            "inference_nj": str(inference_jobs(on_gpus == "true"))}  # fmt: skip
 
 
 def _link(folder: Path) -> None:
@@ -161,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         asks_for_help = not {"--help", "-h"}.isdisjoint(words)
         corpus, options = asr_sh_options([] if asks_for_help else words)
-        command = ["./asr.sh", *as_arguments(_hardware_options() | options)]
+        command = ["./asr.sh", *as_arguments(_hardware_options(options) | options)]
         if asks_for_help:
             print(HELP, flush=True)
             command.append("--help")

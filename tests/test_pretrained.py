@@ -156,6 +156,17 @@ def test_a_model_that_is_no_longer_whole_is_named(recipe, tmp_path):
         espnet_mla.from_pretrained(tmp_path / "whole" / "exp" / "asr_tiny")
 
 
+def test_a_batch_of_utterances_is_decoded_as_one_at_a_time(recipe):
+    """--batch_size of stage 12: utterances of different lengths, in one beam search."""
+    speech2text = espnet_mla.from_pretrained(recipe / "exp" / "asr_tiny", **DECODING)
+    speech = [samples(recipe)[:length] for length in (24000, 16000, 20500)]
+    for batched, one in zip(speech2text(speech), map(speech2text, speech), strict=True):
+        assert [text for text, *_ in batched] == [text for text, *_ in one]
+        assert [float(hypothesis.score) for *_, hypothesis in batched] == pytest.approx(
+            [float(hypothesis.score) for *_, hypothesis in one], rel=1e-5
+        )
+
+
 def test_files_get_their_whole_path_and_tokens_stay_words(tmp_path):
     (tmp_path / "exp").write_text("")
     (tmp_path / "data").mkdir()

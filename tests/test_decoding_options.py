@@ -82,6 +82,13 @@ def test_weights_need_something_to_weigh(trained, given, message):
         check_for({"model_conf": {"ctc_weight": trained}}, {"ctc_weight": given})
 
 
+def test_a_search_that_takes_no_batch_is_named():
+    with pytest.raises(UsageError, match="batch_size: 8: ESPnet decodes decoder: transducer by 1 at a time"):
+        check_for({"decoder": "transducer"}, {"batch_size": 8})
+    check_for({"decoder": "transducer"}, {"batch_size": 1})
+    check_for({"decoder": "transformer"}, {"batch_size": 8})
+
+
 @pytest.mark.parametrize(
     ("written", "value"), [("5e-1", 0.5), ("0.5", 0.5), ("1", 1), ("'0.5'", 0.5), ("-3", -3), ("2E-1", 0.2)]
 )

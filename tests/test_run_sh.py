@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from espnet_mla.common.errors import UsageError, UserError
+from espnet_mla.common.machine import CORES
 from espnet_mla.recipe import data, run_sh
+from espnet_mla.recipe import options as recipe_options
 from espnet_mla.recipe.corpora import CORPORA
 from espnet_mla.recipe.layout import Layout
 from espnet_mla.recipe.options import parse
@@ -181,6 +183,17 @@ def test_help_names_the_corpora_and_the_options_of_asr_sh():
     done = subprocess.run([script, "--help"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "librispeech_100 or mini" in done.stdout and "--inference_nj" in done.stdout
+
+
+def test_a_gpu_trains_and_all_decode_in_batches_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr(run_sh, "visible_gpus", lambda: ("0", "1"))
+    monkeypatch.setattr(recipe_options, "visible_gpus", lambda: ("0", "1"))
+    expected = {"ngpu": "1", "gpu_inference": "true", "inference_nj": "4", "batch_size": "8"}
+    assert run_sh._hardware_options({}).items() >= expected.items()
+    on_cores = {"gpu_inference": "false", "inference_nj": str(CORES), "batch_size": "1"}
+    assert run_sh._hardware_options({"gpu_inference": "false"}).items() >= on_cores.items()
+    monkeypatch.setattr(run_sh, "visible_gpus", tuple)
+    assert run_sh._hardware_options({}).items() >= (on_cores | {"ngpu": "0"}).items()
 
 
 def test_links_that_are_right_are_left_alone(folder):

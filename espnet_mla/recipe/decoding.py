@@ -28,7 +28,7 @@ UNFINISHED = ".unfinished.json"
 def check(layout: Layout) -> None:
     """Check the options of decoding: by themselves, and whether the model can bear them.
 
-    Before there is a model the size of its vocabulary is known from the options.
+    Before there is a model, what is known of it stands in the configuration of its training and the options.
 
     Raises:
         UserError: --inference_config or --inference_args has one that asr_inference does not know, or that it, or the
@@ -45,7 +45,8 @@ def check(layout: Layout) -> None:
     if (layout.asr_exp / "config.yaml").is_file():
         config = read_mapping(layout.asr_exp / "config.yaml")
     else:
-        config = {"token_list": [""] * settings.nbpe} if settings.token_type == "bpe" else {}
+        config = read_mapping(Path(settings.asr_config)) if settings.asr_config else {}
+        config |= {"token_list": [""] * settings.nbpe} if settings.token_type == "bpe" else {}
     check_for(config, options, named)
 
 

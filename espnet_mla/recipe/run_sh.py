@@ -28,6 +28,9 @@ MADE = ("asr_exp", "asr_stats_dir", "expdir", "dumpdir")
 MADE_IN = ("data", "dump", "exp", "downloads")
 """The folders that the stages work in: their names mean those of the corpus."""
 
+BATCH_ON_GPU = 8
+"""Utterances that a GPU decodes at a time."""
+
 DEFAULTS = {
     "lang": "en",
     "feats_type": "raw",
@@ -133,7 +136,8 @@ def _hardware_options(given: Mapping[str, str]) -> dict[str, str]:
     some = bool(visible_gpus())
     on_gpus = given.get("gpu_inference", str(some).lower())
     return {"nj": str(CORES), "ngpu": str(int(some)), "gpu_inference": on_gpus,
-            "inference_nj": str(inference_jobs(on_gpus == "true"))}  # fmt: skip
+            "inference_nj": str(inference_jobs(on_gpus == "true")),
+            "batch_size": str(BATCH_ON_GPU if on_gpus == "true" else 1)}  # fmt: skip
 
 
 def _link(folder: Path) -> None:

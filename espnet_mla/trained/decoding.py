@@ -82,6 +82,9 @@ DECODING: dict[str, tuple[type, str]] = {
 }
 """Those that the commands here have: name -> type, meaning. Without them ESPnet's defaults hold."""
 
+ONE_AT_A_TIME = ("transducer", "mlm")
+"""Decoders whose searches take no batch."""
+
 Named = Callable[[str, Any], str]
 """How an error names an option and its value."""
 
@@ -126,10 +129,14 @@ def check_for(config: Mapping[str, Any], options: Mapping[str, Any], named: Name
         options, named: as in `check`.
 
     Raises:
-        UsageError: a beam of as many hypotheses as there are tokens, or weights that leave nothing to score with.
+        UsageError: a beam of as many hypotheses as there are tokens, weights that leave nothing to score with, or a
+            batch that the decoder's search does not take.
     """
     from espnet2.bin.asr_inference import Speech2Text
 
+    if config.get("decoder") in ONE_AT_A_TIME and (options.get("batch_size") or 1) > 1:
+        kind = config["decoder"]
+        raise UsageError(f"{named('batch_size', options['batch_size'])}: ESPnet decodes decoder: {kind} by 1 at a time")
     if config.get("decoder") == "transducer":  # its search cuts the beam itself, and knows no CTC
         return
     defaults = {name: inspect.signature(Speech2Text).parameters[name].default for name in ("beam_size", "ctc_weight")}

@@ -4,10 +4,10 @@ Positions are counted inside the window that is attended to: key j of a cache st
 frames. Only differences matter, so nothing changes when a stream's old frames are dropped.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
-
-from espnet_mla.attention.precision import most_precise
 
 ROPE_BASE = 10000.0
 
@@ -21,44 +21,34 @@ def rotate(x: Tensor) -> Tensor:
     Args:
         x: (..., time, d), d even.
     """
-    return _turn(x, *_cos_sin(x.shape[-2], x))
+    return _turn(x, *_cos_sin(1 - x.shape[-2], 1, x))
 
 
 def rotate_back(x: Tensor, frames: int) -> Tensor:
     """x (..., d) turned to so many frames earlier, all of it by the same angles."""
-    cos, sin = _cos_sin(frames + 1, x)
-    return _turn(x, cos[0], sin[0])
+    return _turn(x, *_cos_sin(-frames, 1 - frames, x))
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)  # few kernels for a GPU to launch
 
 
-# Every layer of every step needs the same angles. Device, size and precision -> those of so many frames.
-_tables: dict[tuple, tuple[Tensor, Tensor]] = {}
-
-
-def _cos_sin(time: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines, and sines with the signs that they are multiplied by, (time, d) each, of frames at 1 - time to 0."""
-    d = like.shape[-1]
+def _cos_sin(first: int, end: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Of frames at `first` to before `end`: cosines, and sines with the signs that they are multiplied by; (time, d)."""
     # bfloat16 can't tell frame 1000 from frame 1001.
     dtype = torch.promote_types(like.dtype, torch.float32)
     if torch.compiler.is_compiling() or type(like) is not Tensor:
-        return _angles(time, d, dtype, like.device)
-    key = like.device, d, dtype
-    if key not in _tables or len(_tables[key][0]) < time:
-        with torch.inference_mode(False):  # training will need them too
-            _tables[key] = _angles(1 << time.bit_length(), d, dtype, like.device)
-    cos, sin = _tables[key]
-    return cos[len(cos) - time :], sin[len(sin) - time :]
+        return _table.__wrapped__(first, end, like.shape[-1] // 2, dtype, like.device)
+    return _table(first, end, like.shape[-1] // 2, dtype, like.device)
 
 
-def _angles(time: int, d: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    precise = most_precise(device)
-    frequency = ROPE_BASE ** (-torch.arange(d // 2, device=device, dtype=precise) / (d // 2))
-    angle = torch.arange(1 - time, 1, device=device, dtype=precise).unsqueeze(-1) * frequency  # (time, d / 2)
-    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
-    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+@lru_cache(maxsize=8)  # every layer of a pass needs the same
+def _table(first: int, end: int, half: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):  # training may need them too
+        frequency = ROPE_BASE ** (-torch.arange(half, device=device, dtype=dtype) / half)
+        angle = torch.arange(first, end, device=device, dtype=dtype).unsqueeze(-1) * frequency  # (time, d / 2)
+        cos, sin = angle.cos(), angle.sin()
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def relative_shift(product: Tensor, time_k: int, first: int) -> Tensor:

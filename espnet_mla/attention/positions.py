@@ -1,6 +1,6 @@
 """Where frames stand: rotary positions, and the score term of ESPnet's relative positions.
 
-Positions are counted inside the window that is attended to: key j of a cache stands at j, and the queries are its last
+Positions are counted inside the window that is attended to: its last frame stands at 0, and the queries are its last
 frames. Only differences matter, so nothing changes when a stream's old frames are dropped.
 """
 
@@ -34,7 +34,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _cos_sin(first: int, end: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Of frames at `first` to before `end`: cosines, and sines with the signs that they are multiplied by; (time, d)."""
+    """Of frames at `first` to before `end`: cosines, and sines with the signs they are multiplied by, (time, d)."""
     # bfloat16 can't tell frame 1000 from frame 1001.
     dtype = torch.promote_types(like.dtype, torch.float32)
     if torch.compiler.is_compiling() or type(like) is not Tensor:

@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import batched
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ import soundfile
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "egs2" / "librispeech_100" / "asr1"
 CHAPTER, RECORDINGS, FS = 51, 50, 16000
+OTHERS = ("dev-clean", "dev-other", "test-clean", "test-other")
 OPTIONS = ("--ngpu", "0", "--gpu_inference", "false", "--asr_config", "conf/branchformer_mla.yaml")
 
 
@@ -49,28 +52,39 @@ def perform(folder: Path, corpus: Path, first: int, last: int, *options: str) ->
 def generate(corpus: Path, utterances: int) -> None:
     """Write a corpus of `utterances` for training, and 51 in each other part."""
     rng = random.Random(0)
-    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    words = ["".join(rng.choices(letters, k=rng.randint(2, 9))) for _ in range(20000)]
+    words = vocabulary(rng)
     recordings = corpus / "recordings"
     recordings.mkdir(parents=True)
     noise = np.random.default_rng(0)
     for number in range(RECORDINGS):
         soundfile.write(recordings / f"{number}.flac", noise.uniform(-0.3, 0.3, FS // 2), FS, "PCM_16")
-    parts = {
-        "train-clean-100": utterances,
-        **dict.fromkeys(("dev-clean", "dev-other", "test-clean", "test-other"), CHAPTER),
-    }
+
+    def made(size: int) -> Iterator[tuple[Path, str]]:
+        for number in range(size):
+            recording = recordings / f"{number % CHAPTER % RECORDINGS}.flac"
+            yield recording, " ".join(rng.choices(words, k=rng.randint(10, 40)))
+
+    write_tree(corpus, {"train-clean-100": made(utterances), **{part: made(CHAPTER) for part in OTHERS}})
+
+
+def vocabulary(rng: random.Random) -> list[str]:
+    """20,000 random words."""
+    return ["".join(rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=rng.randint(2, 9))) for _ in range(20_000)]
+
+
+def write_tree(corpus: Path, parts: Mapping[str, Iterable[tuple[Path, str]]]) -> None:
+    """Write LibriSpeech's folders: of each part the recordings, which are linked to, and their texts."""
     chapter = 0
-    for part, size in parts.items():
-        for start in range(0, size, CHAPTER):
+    for part, utterances in parts.items():
+        for of_chapter in batched(utterances, CHAPTER):
             chapter += 1
-            name = f"{chapter}-{100000 + chapter}"
+            name = f"{chapter}-{100_000 + chapter}"
             folder = corpus / "LibriSpeech" / part / name.replace("-", "/")
             folder.mkdir(parents=True)
             lines = []
-            for number in range(min(CHAPTER, size - start)):
-                os.link(recordings / f"{number % RECORDINGS}.flac", folder / f"{name}-{number:04}.flac")
-                lines.append(f"{name}-{number:04} {' '.join(rng.choices(words, k=rng.randint(10, 40)))}\n")
+            for number, (recording, text) in enumerate(of_chapter):
+                os.link(recording, folder / f"{name}-{number:04}.flac")
+                lines.append(f"{name}-{number:04} {text}\n")
             (folder / f"{name}.trans.txt").write_text("".join(lines))
 
 

@@ -9,16 +9,16 @@ the disk; and five steps of stage 11 on the CPU, where ESPnet trains in float32.
 """
 
 import argparse
-import os
 import random
 import resource
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
-from recipe import CHAPTER, FS, perform, recipe_folder
+from recipe import CHAPTER, FS, OTHERS, perform, recipe_folder, vocabulary, write_tree
 
 UTTERANCES = 28_539
 SHORTEST, LONGEST, MEAN = 1.4, 24.5, 12.7  # seconds
@@ -41,29 +41,18 @@ def lengths(number: int) -> list[float]:
 def generate(corpus: Path) -> None:
     """Write the tree. Utterances of a length are links to one recording."""
     rng, noise = random.Random(0), np.random.default_rng(0)
-    words = ["".join(rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=rng.randint(2, 9))) for _ in range(20_000)]
-    recordings = corpus / "recordings"
+    words, recordings = vocabulary(rng), corpus / "recordings"
     recordings.mkdir(parents=True)
-    parts = {"train-clean-100": UTTERANCES} | dict.fromkeys(
-        ("dev-clean", "dev-other", "test-clean", "test-other"), CHAPTER
-    )
-    chapter = 0
-    for part, size in parts.items():
-        seconds = lengths(size) if size > CHAPTER else [MEAN] * size
-        for start in range(0, size, CHAPTER):
-            chapter += 1
-            name = f"{chapter}-{100_000 + chapter}"
-            folder = corpus / "LibriSpeech" / part / name.replace("-", "/")
-            folder.mkdir(parents=True)
-            lines = []
-            for number, length in enumerate(seconds[start : start + CHAPTER]):
-                recording = recordings / f"{length}.flac"
-                if not recording.exists():
-                    soundfile.write(recording, noise.uniform(-QUIET, QUIET, round(length * FS)), FS, "PCM_16")
-                os.link(recording, folder / f"{name}-{number:04}.flac")
-                text = " ".join(rng.choices(words, k=max(1, round(length * WORDS_A_SECOND))))
-                lines.append(f"{name}-{number:04} {text}\n")
-            (folder / f"{name}.trans.txt").write_text("".join(lines))
+
+    def made(seconds: Iterable[float]) -> Iterator[tuple[Path, str]]:
+        for length in seconds:
+            recording = recordings / f"{length}.flac"
+            if not recording.exists():
+                soundfile.write(recording, noise.uniform(-QUIET, QUIET, round(length * FS)), FS, "PCM_16")
+            yield recording, " ".join(rng.choices(words, k=max(1, round(length * WORDS_A_SECOND))))
+
+    others = {part: made([MEAN] * CHAPTER) for part in OTHERS}
+    write_tree(corpus, {"train-clean-100": made(lengths(UTTERANCES)), **others})
 
 
 def gigabytes(folder: Path) -> float:

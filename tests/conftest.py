@@ -106,6 +106,17 @@ def recipe(build_once) -> Path:
     return build_once("recipe", experiment.build)
 
 
+@pytest.fixture
+def recipe_copy(recipe, tmp_path) -> Iterator[Path]:
+    """A copy of it in which a test may change what it likes; the current folder."""
+    import espnet_mla
+
+    espnet_mla.register()
+    folder = Path(shutil.copytree(recipe, tmp_path / "recipe", symlinks=True))
+    with contextlib.chdir(folder):
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def trained_recipe(build_once) -> Path:
     """The folder of a recipe after all stages, with exp/asr_tiny of `mha`, and their `stdout`. Not to be changed."""

@@ -1,6 +1,5 @@
 """One strict loader: whichever way a model is loaded, parameters that do not fit its configuration are refused."""
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -47,12 +46,8 @@ WAYS = {
 
 
 @pytest.fixture
-def folder(recipe, tmp_path):
-    folder = tmp_path / "recipe"
-    shutil.copytree(recipe, folder, symlinks=True)
-    espnet_mla.register()
-    with contextlib.chdir(folder):
-        yield folder
+def folder(recipe_copy):
+    return recipe_copy
 
 
 def change(**encoder_conf):

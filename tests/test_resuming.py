@@ -1,7 +1,6 @@
 """What a training can't start from is named, and what an earlier training has left stays as it was."""
 
 import argparse
-import contextlib
 import os
 import shutil
 import subprocess
@@ -16,7 +15,6 @@ from espnet2.train.reporter import Reporter
 from experiment import add_variant
 from recipes import environment
 
-import espnet_mla
 from espnet_mla.common.errors import UserError
 from espnet_mla.trained import resuming
 
@@ -36,14 +34,10 @@ def write_checkpoint(path=CHECKPOINT, optimiser=torch.optim.Adam, **changed):
 
 
 @pytest.fixture
-def folder(recipe, tmp_path):
+def folder(recipe_copy):
     """A recipe in whose experiment a training was interrupted after its first epoch."""
-    folder = tmp_path / "recipe"
-    shutil.copytree(recipe, folder, symlinks=True)
-    espnet_mla.register()
-    with contextlib.chdir(folder):
-        write_checkpoint()
-        yield folder
+    write_checkpoint()
+    return recipe_copy
 
 
 @pytest.fixture

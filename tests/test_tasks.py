@@ -1,9 +1,7 @@
 """A model of another task, of features or of several speakers is named as what it is, not by a traceback."""
 
-import contextlib
 import importlib
 import pkgutil
-import shutil
 from pathlib import Path
 
 import espnet2.tasks
@@ -61,12 +59,8 @@ def test_an_old_configuration_of_speech_recognition_is_one():
 
 
 @pytest.fixture
-def folder(recipe, tmp_path):
-    folder = tmp_path / "recipe"
-    shutil.copytree(recipe, folder, symlinks=True)
-    espnet_mla.register()
-    with contextlib.chdir(folder):
-        yield folder
+def folder(recipe_copy):
+    return recipe_copy
 
 
 def change(**changed):

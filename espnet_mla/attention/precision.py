@@ -7,8 +7,3 @@ from torch import Tensor
 def full_precision(x: Tensor) -> Tensor:
     """x in float32, or as it is where it has float64."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-def most_precise(device: torch.device) -> torch.dtype:
-    """float64, or what the device has instead."""
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -12,8 +12,6 @@ import torch
 from espnet2.legacy.nets.scorers.ctc import CTCPrefixScorer
 from torch import Tensor
 
-from espnet_mla.attention.precision import most_precise
-
 # How many numbers are worked on at a time where all labels are candidates.
 _NUMBERS = 1 << 22
 
@@ -78,7 +76,7 @@ class PrefixScorer(CTCPrefixScorer):
         x = self.impl.x[0]
         x = x.to(torch.promote_types(x.dtype, torch.float32)).clamp_min(self.impl.logzero)
         self.table = x.permute(1, 2, 0).contiguous()  # (utterances, labels, frames)
-        self.precise = most_precise(self.table.device)
+        self.precise = torch.float32 if self.table.device.type == "mps" else torch.float64  # what the device has
 
     def batch_score_partial(self, y: Tensor, ids: Tensor | None, state, x: Tensor) -> tuple[Tensor, tuple]:
         """As ESPnet's.

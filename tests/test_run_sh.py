@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from espnet_mla.common.errors import UsageError, UserError
 from espnet_mla.common.machine import CORES
@@ -44,11 +45,13 @@ def test_librispeech_gets_each_configuration_as_it_is_and_the_names_of_espnets_r
 
 
 NARROW = {
-    "conformer": {"linear_units=384"},
-    "contextual_block_conformer": {"linear_units=384"},
-    "branchformer": {"cgmlp_linear_units=576"},
-    "e_branchformer": {"linear_units=384", "cgmlp_linear_units=576"},
-}
+    "conformer": {"linear_units=384", "cnn_module_kernel=7"},
+    "contextual_block_conformer": {"linear_units=384", "cnn_module_kernel=7"},
+    "branchformer": {"cgmlp_linear_units=576", "cgmlp_conv_kernel=7"},
+    "e_branchformer": {
+        "linear_units=384", "cgmlp_linear_units=576", "cgmlp_conv_kernel=7", "merge_conv_kernel=7"
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("conf", CONFS)
@@ -58,10 +61,14 @@ def test_mini_scales_each_configuration_down_and_leaves_that_out_of_the_name(con
     pairs = list(zip(words[::2], words[1::2], strict=True))
     encoder = next(name for name in sorted(NARROW, key=len, reverse=True) if conf.startswith(name))
     scaled = {value for name, value in pairs if name == "--encoder_conf"}
-    assert scaled == {"output_size=96", "num_blocks=4", *NARROW[encoder]}
+    latent = {"attention_conf.kv_lora_rank=24"} if "_mla" in conf else set()
+    assert scaled == {"output_size=96", "num_blocks=4", *NARROW[encoder], *latent}
+    of_decoder = {value for name, value in pairs if name == "--decoder_conf" and "rank" in value}
+    both = {"self_attention_conf.kv_lora_rank=24", "src_attention_conf.kv_lora_rank=24"}
+    assert of_decoder == (both if conf.endswith("_decoder.yaml") else set())
     assert ("--specaug", "none") in pairs and pairs[-1] == ("--max_epoch", "2")
     assert given["asr_tag"] == f"{conf.removesuffix('.yaml')}_raw_en_bpe60_max_epoch2"
-    assert (given["inference_args"], given["test_sets"]) == ("--beam_size 5", "test_clean test_other")
+    assert (given["inference_args"], given["test_sets"]) == ("--beam_size 5", "test_clean test_other test_noisy")
     assert "speed_perturb_factors" not in given and given["local_data_opts"] == "--corpus mini"
 
 
@@ -74,6 +81,23 @@ def test_the_encoder_is_read_as_yaml_reads_it(folder, line):
     given = options("--corpus", "mini", "--asr_config", "mine.yaml")
     assert "--encoder_conf cgmlp_linear_units=576" in given["asr_args"]
     assert given["asr_config"] == "../mine.yaml"  # from mini/
+
+
+def test_sizes_of_an_attention_keep_their_share_of_the_width_and_stay_even(folder):
+    sizes = {"kv_lora_rank": 32, "q_lora_rank": 100, "qk_rope_head_dim": 7, "v_head_dim": "auto"}
+    conf = {"encoder": "conformer", "encoder_conf": {"output_size": 512, "attention_conf": sizes}}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(conf))
+    words = options("--corpus", "mini", "--asr_config", "mine.yaml")["asr_args"].split()
+    found = {word for word in words if word.startswith("attention_conf.")}
+    assert found == {f"attention_conf.{size}" for size in ("kv_lora_rank=6", "q_lora_rank=18", "qk_rope_head_dim=2")}
+
+
+@pytest.mark.parametrize(
+    "text", ["encoder_conf: 3", "encoder_conf:", "encoder_conf: {output_size: 0, attention_conf: [1]}"]
+)
+def test_scaling_leaves_a_wrong_configuration_to_training_which_names_what_is_wrong(folder, text):
+    (folder / "mine.yaml").write_text(f"encoder: conformer\n{text}\n")
+    assert "cnn_module_kernel=7" in options("--corpus", "mini", "--asr_config", "mine.yaml")["asr_args"]
 
 
 def test_a_configuration_that_is_not_yaml_is_named(folder):
@@ -157,8 +181,8 @@ def test_wrong_options_are_named(arguments, message):
         options(*arguments)
 
 
-def test_every_corpus_has_its_source_and_a_folder_that_no_other_has():
-    assert set(data.SOURCES) == set(CORPORA)
+def test_every_corpus_has_its_preparation_and_a_folder_that_no_other_has():
+    assert set(data.PREPARE) == set(CORPORA)
     assert len({corpus.folder for corpus in CORPORA.values()}) == len(CORPORA)
 
 

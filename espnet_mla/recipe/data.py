@@ -15,11 +15,24 @@ from espnet_mla.recipe import librispeech, mini
 from espnet_mla.recipe.corpora import CORPORA, DEFAULT
 
 DATA = Path("data")
-SOURCES: dict[str, Callable[[Path, argparse.Namespace], None]] = {
-    "librispeech_100": lambda corpus_dir, options: librispeech.download(corpus_dir),
-    "mini": lambda corpus_dir, options: mini.synthesise(corpus_dir, seed=options.seed, nj=options.nj),
+
+
+def _librispeech_100(corpus_dir: Path, options: argparse.Namespace) -> None:
+    librispeech.download(corpus_dir)
+    librispeech.prepare(corpus_dir, DATA, options.nj)
+
+
+def _mini(corpus_dir: Path, options: argparse.Namespace) -> None:
+    mini.synthesise(corpus_dir, seed=options.seed, nj=options.nj)
+    librispeech.prepare(corpus_dir, DATA, options.nj, parts=tuple(mini.PARTS))
+    mini.write_word_times(corpus_dir, DATA)
+
+
+PREPARE: dict[str, Callable[[Path, argparse.Namespace], None]] = {
+    "librispeech_100": _librispeech_100,
+    "mini": _mini,
 }
-"""Corpus -> what brings it into a folder, or does nothing where it is there."""
+"""Corpus -> what brings it into a folder, unless it is there, and writes data/."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,8 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end_on_signals()
     show_logging()
     try:
-        SOURCES[options.corpus](corpus_dir, options)
-        librispeech.prepare(corpus_dir, DATA, options.nj)
+        PREPARE[options.corpus](corpus_dir, options)
         write_text(DATA / "note", f"{CORPORA[options.corpus].note}\n")
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,13 +1,15 @@
-"""The mini corpus: a small grammar spoken by eSpeak NG, in LibriSpeech's layout, for trying the recipe out."""
+"""The mini corpus: a small language spoken by eSpeak NG in rooms and noise, in LibriSpeech's layout.
 
-import ctypes
-import itertools
+For trying the recipe out, and for comparing attentions on equal terms.
+"""
+
+import contextlib
 import json
 import logging
 import os
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,63 +18,66 @@ import soxr
 
 from espnet_mla.common.errors import UserError
 from espnet_mla.common.files import write_text
+from espnet_mla.common.tables import read_table
 from espnet_mla.common.workers import map_in_processes
+from espnet_mla.recipe import acoustics, espeak, grammar
 from espnet_mla.recipe.audio import encoded
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # of the grammar and the voices; a corpus of another version is made anew
-SIZES = {"train-clean-100": 800, "dev-clean": 40, "dev-other": 40, "test-clean": 60, "test-other": 60}
-
-LANGUAGE = "English (America)"
-TRAINING_VOICES = ("f1", "m1", "f2", "m3", "f4", "m7")  # eSpeak's voice variants; their first letter is the gender
-UNSEEN_VOICES = ("f3", "m2")
-READERS = {  # a voice is another reader in each part, since LibriSpeech's parts have no reader in common
-    "train-clean-100": (101, TRAINING_VOICES),
-    "dev-clean": (201, TRAINING_VOICES),
-    "dev-other": (301, UNSEEN_VOICES),
-    "test-clean": (401, TRAINING_VOICES),
-    "test-other": (501, UNSEEN_VOICES),
-}
+VERSION = 2  # of the language, the voices and the rooms; a corpus of another version is made anew
+FS = 16000
 CHAPTER = 25  # utterances
 
-WORDS = {  # no two sound alike: TWO and FOUR would be TO and FOR
-    "CHANGE": "OPEN CLOSE FIND MOVE CLEAN",
-    "MEET": "CALL MEET VISIT",
-    "BRING": "BRING SEND SELL",
-    "COLOUR": "RED BLUE GREEN YELLOW WHITE BLACK",
-    "OBJECT": "DOOR WINDOW LAMP TABLE BOX CHAIR GARAGE",
-    "THINGS": "APPLES BOOKS FLOWERS CARDS",
-    "NUMBER": "THREE FIVE SIX SEVEN NINE TWELVE TWENTY",
-    "NAME": "ANNA PETER MARY DAVID SUSAN OLIVER",
-    "PLACE": "LONDON PARIS BERLIN MADRID OSLO VIENNA",
+
+class _Part(NamedTuple):
+    """A part of the corpus.
+
+    Args:
+        size: utterances.
+        reader: number of the first: a voice is another reader in each part, as LibriSpeech's parts have none in common.
+        voices: eSpeak's variants.
+        setting: what it is recorded in.
+        words: least words of an utterance, from and to: of several sentences then.
+    """
+
+    size: int
+    reader: int
+    voices: tuple[str, ...]
+    setting: acoustics.Setting
+    words: tuple[int, int] = (1, 1)
+
+
+_CLEAN = acoustics.Setting(snr=(20, 30), reverberation=(0.05, 0.2), microphone=4, covered=0.5)
+_OTHER = acoustics.Setting(snr=(12, 20), reverberation=(0.1, 0.3), microphone=6, covered=0.5)
+_NOISY = acoustics.Setting(snr=(5, 10), reverberation=(0.05, 0.2), microphone=4, covered=0)
+_TRAINING = acoustics.Setting(snr=(10, 30), reverberation=(0.05, 0.3), microphone=6, covered=0.5)
+
+PARTS = {
+    "train-clean-100": _Part(3000, 101, espeak.VOICES, _TRAINING),
+    "dev-clean": _Part(60, 201, espeak.VOICES, _CLEAN),
+    "dev-other": _Part(60, 301, espeak.UNSEEN_VOICES, _OTHER),
+    "test-clean": _Part(180, 401, espeak.VOICES, _CLEAN),
+    "test-other": _Part(180, 501, espeak.UNSEEN_VOICES, _OTHER),
+    "test-noisy": _Part(180, 601, espeak.VOICES, _NOISY),
+    "test-long": _Part(20, 701, espeak.VOICES, _CLEAN, words=(70, 120)),
 }
-SENTENCES = (  # a word of WORDS' keys stands for each of its values, every other word for itself
-    "CHANGE THE COLOUR OBJECT",
-    "CHANGE THE OBJECT WITH NAME",
-    "CHANGE THE OBJECT IN PLACE",
-    "MEET NAME AT NUMBER",
-    "MEET NAME IN PLACE AT NUMBER",
-    "BRING NUMBER COLOUR THINGS",
-    "BRING NAME NUMBER COLOUR THINGS",
-    "DRIVE FROM PLACE TO PLACE WITH NAME",
-)
+SIZES = {name: part.size for name, part in PARTS.items()}
 
 MADE_HERE = "; Synthesised with eSpeak NG: for trying the recipe out, not for results."
-ESPEAK_SYNCHRONOUS, ESPEAK_RATE, ESPEAK_PITCH, ESPEAK_UTF8 = 2, 1, 3, 1
-FS = 16000
 
 
 def synthesise(corpus_dir: Path, seed: int = 0, nj: int = 2, sizes: Mapping[str, int] = SIZES) -> None:
     """Make `corpus_dir/LibriSpeech` with all its parts, or return at once where it is there with this seed and sizes.
 
-    dev-clean and test-clean have the voices of the training set, dev-other and test-other two others. No sentence
-    occurs twice in the corpus. A seed gives the same transcripts, split and audio on every machine with the same
-    release of eSpeak NG, whatever `nj`.
+    dev-clean, test-clean, test-noisy and test-long have the voices of the training set, dev-other and test-other four
+    others. Beside each part stands when its words are said, `<part>.ctm` (NIST's: utterance, channel, start and length
+    in seconds, word). No sentence occurs twice in the corpus. A seed gives the same transcripts, split and times on
+    every machine with the same release of eSpeak NG, whatever `nj`, and the same audio but for rounding.
 
     Args:
         corpus_dir: the folder that will hold LibriSpeech/.
-        seed: of sentences, speaking rates, pitches and pauses.
+        seed: of sentences, speaking rates, pitches, pauses, rooms and noise.
         nj: number of processes.
         sizes: utterances of each part.
 
@@ -86,13 +91,27 @@ def synthesise(corpus_dir: Path, seed: int = 0, nj: int = 2, sizes: Mapping[str,
         return
     if corpus.exists() and not _made_here(corpus):
         raise UserError(f"{corpus} is not a mini corpus and is not overwritten: name another folder")
-    _load_espeak()  # says what is missing before any process is started
+    espeak.load()  # says what is missing before any process is started
 
     corpus_dir.mkdir(parents=True, exist_ok=True)
     partial = corpus_dir / f".LibriSpeech.{os.getpid()}.partial"
     try:
         readers = _plan(partial, seed, sizes)
-        seconds = list(map_in_processes(_speak, readers, nj, f"{corpus}: readers", fresh=True))
+        voices = {reader.voice: [other for other in readers if other.voice == reader.voice] for reader in readers}
+        spoken = map_in_processes(_speak, list(voices.values()), nj, f"{corpus}: voices", fresh=True)
+        times = {name: words for part in spoken for name, words in part.items()}
+        seconds = list(
+            map_in_processes(
+                _record,
+                [(reader, {name: times[name] for name in reader.names()}) for reader in readers],
+                nj,
+                f"{corpus}: rooms",
+            )
+        )
+        shutil.rmtree(partial / DRY)
+        for part in sizes:
+            names = [name for reader in readers if reader.folder.name == part for name in reader.names()]
+            write_text(partial / f"{part}.ctm", "".join(_ctm(name, times[name]) for name in names))
         write_text(partial / "SPEAKERS.TXT", _speakers_txt(readers, seconds))
         write_text(partial / ".complete", json.dumps(marker) + "\n")
         shutil.rmtree(corpus, ignore_errors=True)
@@ -102,145 +121,175 @@ def synthesise(corpus_dir: Path, seed: int = 0, nj: int = 2, sizes: Mapping[str,
     logger.info("%s: %d utterances, %.1f minutes", corpus, sum(sizes.values()), sum(seconds) / 60)
 
 
+def write_word_times(corpus_dir: Path, data_dir: Path) -> None:
+    """Write `ctm` into each folder of data_dir: when the words of its utterances are said."""
+    lines: dict[str, list[str]] = {}
+    for path in sorted((corpus_dir / "LibriSpeech").glob("*.ctm")):
+        for line in path.read_text().splitlines(keepends=True):
+            lines.setdefault(line.split(maxsplit=1)[0], []).append(line)
+    for scp in sorted(data_dir.glob("*/wav.scp")):
+        write_text(scp.parent / "ctm", "".join(line for name in read_table(scp) for line in lines.get(name, ())))
+
+
 class _Utterance(NamedTuple):
-    text: str
+    sentences: tuple[grammar.Sentence, ...]
     rate: int  # words a minute
     pitch: int  # eSpeak's scale, 50 is the voice's own
-    before: float  # seconds of silence
-    after: float
+    silences: tuple[float, ...]  # seconds, before each sentence and at the end
+    condition: acoustics.Condition
+    covered: tuple[tuple[int, ...], ...]  # of each sentence the words under noise
+
+    @property
+    def text(self) -> str:
+        return " ".join(sentence.text for sentence in self.sentences)
 
 
 class _Reader(NamedTuple):
-    folder: Path
+    folder: Path  # of the part
     number: int
     voice: str
     utterances: list[_Utterance]
 
+    def names(self) -> list[str]:
+        """Of the utterances, <reader>-<chapter>-<number>."""
+        return [
+            f"{self.number}-{self.number * 100 + 1 + index // CHAPTER}-{index % CHAPTER:04d}"
+            for index in range(len(self.utterances))
+        ]
 
-def _sentences(seed: int) -> list[str]:
-    """Every sentence of the grammar once, the kinds of sentences mixed, in an order that the seed decides."""
-    rng = random.Random(seed)
-    kinds = []
-    for sentence in SENTENCES:
-        choices = [WORDS.get(word, word).split() for word in sentence.split()]
-        kind = [" ".join(words) for words in itertools.product(*choices) if len(set(words)) == len(words)]
-        rng.shuffle(kind)
-        kinds.append(kind)
-    return [sentence for row in itertools.zip_longest(*kinds) for sentence in row if sentence]
+
+class _Word(NamedTuple):
+    word: str
+    start: int  # samples
+    end: int
+
+
+_Times = dict[str, list[_Word]]  # of each utterance
+
+DRY = ".dry"
+"""The folder of the speech as it was said, while the corpus is made."""
 
 
 def _plan(corpus: Path, seed: int, sizes: Mapping[str, int]) -> list[_Reader]:
     rng = random.Random(seed)
-    sentences = _sentences(seed)[: sum(sizes.values())]
-    if len(sentences) < sum(sizes.values()):
-        raise ValueError(f"sizes ask for {sum(sizes.values())} sentences, the grammar has {len(sentences)}")
-    rng.shuffle(sentences)
+    sentences = grammar.sentences(seed)
     readers = []
-    for part, size in sizes.items():
-        spoken, sentences = sentences[:size], sentences[size:]
-        first, voices = READERS[part]
-        for index, voice in enumerate(voices):
-            utterances = [
-                _Utterance(
-                    text,
-                    rate=rng.randint(145, 170),
-                    pitch=rng.randint(44, 56),
-                    before=rng.uniform(0.1, 0.2),
-                    after=rng.uniform(0.1, 0.2),
-                )
-                for text in spoken[index :: len(voices)]
-            ]
-            readers.append(_Reader(corpus / part, first + index, voice, utterances))
+    for name, size in sizes.items():
+        part = PARTS[name]
+        spoken = [_utterance(part, sentences, rng) for _ in range(size)]
+        readers += [
+            _Reader(corpus / name, part.reader + index, voice, spoken[index :: len(part.voices)])
+            for index, voice in enumerate(part.voices)
+            if spoken[index :: len(part.voices)]
+        ]
     return readers
 
 
-def _speak(reader: _Reader) -> float:
-    """Write the chapters of one reader; return their seconds.
+def _utterance(part: _Part, sentences: Iterator[grammar.Sentence], rng: random.Random) -> _Utterance:
+    least = rng.randint(*part.words)
+    said = [next(sentences)]
+    while sum(len(sentence.words) for sentence in said) < least:
+        said.append(next(sentences))
+    return _Utterance(
+        tuple(said),
+        rate=rng.randint(145, 180),
+        pitch=rng.randint(35, 65),
+        silences=(rng.uniform(0.1, 0.3), *(rng.uniform(0.4, 1.5) for _ in said[1:]), rng.uniform(0.1, 0.3)),
+        condition=acoustics.draw(part.setting, rng),
+        covered=tuple(
+            tuple(word for word in sentence.implied if rng.random() < part.setting.covered) for sentence in said
+        ),
+    )
 
-    In a process of its own, because eSpeak carries state from one utterance to the next: what a reader sounds like must
+
+def _speak(readers: list[_Reader]) -> _Times:
+    """Say what the readers of one voice say, and return when the words are said.
+
+    In a process of its own, because eSpeak carries state from one utterance to the next: what a voice sounds like must
     not depend on what the process has said before.
     """
-    espeak = _Espeak(f"{LANGUAGE}+{reader.voice}")
-    starts = range(0, len(reader.utterances), CHAPTER)
-    try:
-        return sum(_speak_chapter(reader, number, start, espeak) for number, start in enumerate(starts, 1))
-    except OSError as error:
-        raise UserError(f"cannot write {reader.folder}: {error}") from None
+    voice = espeak.Voice(readers[0].voice)
+    times: _Times = {}
+    for reader in readers:
+        folder = reader.folder.parent / DRY / reader.folder.name
+        with _disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, utterance in zip(reader.names(), reader.utterances, strict=True):
+                samples, times[name] = _say(voice, utterance)
+                np.save(folder / f"{name}.npy", samples)
+    return times
 
 
-def _speak_chapter(reader: _Reader, number: int, start: int, espeak: "_Espeak") -> float:
-    chapter = f"{reader.number}-{reader.number * 100 + number}"
-    folder = reader.folder / chapter.replace("-", "/")
-    folder.mkdir(parents=True)
-    lines, seconds = [], 0.0
-    for index, utterance in enumerate(reader.utterances[start : start + CHAPTER]):
-        name = f"{chapter}-{index:04d}"
-        samples = soxr.resample(espeak.say(utterance), espeak.fs, FS)
-        samples = np.pad(samples, [int(silence * FS) for silence in (utterance.before, utterance.after)])
-        (folder / f"{name}.flac").write_bytes(encoded(samples, FS, "flac"))
-        lines.append(f"{name} {utterance.text}\n")
-        seconds += len(samples) / FS
-    write_text(folder / f"{chapter}.trans.txt", "".join(lines))
+def _say(voice: espeak.Voice, utterance: _Utterance) -> tuple[np.ndarray, list[_Word]]:
+    """(time,), int16, at FS, and when the words are said."""
+    pieces: list[np.ndarray] = []
+    words: list[_Word] = []
+    position = 0
+    for silence, sentence in zip(utterance.silences, utterance.sentences, strict=False):
+        position += int(silence * FS)
+        speech = voice.say(sentence.words, utterance.rate, utterance.pitch)
+        samples = soxr.resample(speech.samples, voice.fs, FS)
+        starts = [position + start * FS // voice.fs for start in speech.starts]
+        position += len(samples)
+        words += map(_Word, sentence.words, starts, [*starts[1:], position])
+        pieces += [np.zeros(int(silence * FS), np.int16), samples]
+    return np.concatenate([*pieces, np.zeros(int(utterance.silences[-1] * FS), np.int16)]), words
+
+
+def _record(job: tuple[_Reader, _Times]) -> float:
+    """Write the chapters of one reader; return their seconds."""
+    reader, times = job
+    dry = reader.folder.parent / DRY / reader.folder.name
+    others = sorted(path for path in dry.glob("*.npy") if not path.name.startswith(f"{reader.number}-"))
+    lines: dict[Path, list[str]] = {}
+    seconds = 0.0
+    with _disk_errors(reader.folder):
+        for name, utterance in zip(reader.names(), reader.utterances, strict=True):
+            folder = reader.folder / name.rpartition("-")[0].replace("-", "/")
+            folder.mkdir(parents=True, exist_ok=True)
+            speech = np.load(dry / f"{name}.npy")
+            babble = _babble(len(speech), others or [dry / f"{name}.npy"], utterance.condition.seed)
+            samples = acoustics.record(speech, FS, utterance.condition, _covered(utterance, times[name]), babble)
+            (folder / f"{name}.flac").write_bytes(encoded(samples, FS, "flac"))
+            lines.setdefault(folder / f"{name.rpartition('-')[0]}.trans.txt", []).append(f"{name} {utterance.text}\n")
+            seconds += len(samples) / FS
+        for path, transcripts in lines.items():
+            write_text(path, "".join(transcripts))
     return seconds
 
 
-class _Espeak:
-    """The eSpeak NG library with one voice."""
-
-    def __init__(self, voice: str) -> None:
-        self._library, data = _load_espeak()
-        self.fs = self._library.espeak_Initialize(ESPEAK_SYNCHRONOUS, 0, os.fsencode(data), 0)
-        if self.fs <= 0:
-            raise UserError(f"eSpeak NG does not start with its data in {data}")
-        self._library.espeak_ng_SetRandSeed(0)  # breath is noise, which the clock would seed
-        if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise UserError(f"eSpeak NG in {data} has no voice {voice}")
-        self._chunks: list[np.ndarray] = []
-        callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-        self._callback = callback(
-            self._receive
-        )  # referenced here, since the library holds no reference that Python knows of
-        self._library.espeak_SetSynthCallback(self._callback)
-
-    def say(self, utterance: _Utterance) -> np.ndarray:
-        """(time,), int16, at `fs`."""
-        text = utterance.text.lower().encode()  # in capitals it would spell some words
-        self._chunks.clear()
-        self._library.espeak_SetParameter(ESPEAK_RATE, utterance.rate, 0)
-        self._library.espeak_SetParameter(ESPEAK_PITCH, utterance.pitch, 0)
-        failed = self._library.espeak_Synth(text, len(text) + 1, 0, 0, 0, ESPEAK_UTF8, None, None)
-        if failed or not self._chunks:
-            raise UserError(f"eSpeak NG says nothing for {utterance.text!r} (status {failed})")
-        return np.concatenate(self._chunks)
-
-    def _receive(self, samples, number: int, _events) -> int:
-        if samples and number > 0:
-            self._chunks.append(np.ctypeslib.as_array(samples, (number,)).copy())
-        return 0
+def _covered(utterance: _Utterance, words: list[_Word]) -> list[tuple[int, int]]:
+    """The samples from and to of the words under noise."""
+    spans, first = [], 0
+    for sentence, covered in zip(utterance.sentences, utterance.covered, strict=True):
+        spans += [(words[first + index].start, words[first + index].end) for index in covered]
+        first += len(sentence.words)
+    return spans
 
 
-def _load_espeak() -> tuple[ctypes.CDLL, str]:
-    """The library and the folder of its data."""
+def _babble(length: int, speech: list[Path], seed: int) -> np.ndarray:
+    """(length,), five utterances at a time of those in the files."""
+    rng = random.Random(seed)
+    talkers = [np.resize(np.load(speech[rng.randrange(len(speech))]), length).astype(np.float64) for _ in range(5)]
+    return np.sum(talkers, axis=0)
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
     try:
-        import espeakng_loader
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error}") from None
 
-        library = ctypes.CDLL(espeakng_loader.get_library_path())
-        data = espeakng_loader.get_data_path()
-    except (ImportError, OSError, RuntimeError) as error:
-        raise UserError(f"the mini corpus needs the pip package espeakng-loader: {error}") from None
-    library.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
-    library.espeak_Initialize.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
-    library.espeak_Synth.argtypes = [
-        *(ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int, ctypes.c_uint, ctypes.c_uint),
-        *(ctypes.c_void_p, ctypes.c_void_p),
-    ]
-    return library, data
+
+def _ctm(name: str, words: list[_Word]) -> str:
+    return "".join(f"{name} 1 {start / FS:.2f} {(end - start) / FS:.2f} {word}\n" for word, start, end in words)
 
 
 def _speakers_txt(readers: list[_Reader], seconds: list[float]) -> str:
     rows = [
-        f"{reader.number:<5}| {reader.voice[0].upper()} | {reader.folder.name:<17}| {length / 60:<5.2f} "
-        f"| eSpeak NG, {LANGUAGE}+{reader.voice}"
+        f"{reader.number:<5}| {espeak.GENDERS[reader.voice]} | {reader.folder.name:<17}| "
+        f"{length / 60:<5.2f} | eSpeak NG, {espeak.LANGUAGE}+{reader.voice}"
         for reader, length in zip(readers, seconds, strict=True)
     ]
     return "\n".join([MADE_HERE, ";ID  |SEX| SUBSET           |MINUTES| NAME", *rows]) + "\n"

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from espnet_mla.common.errors import UsageError, UserError
 from espnet_mla.common.machine import CORES, visible_gpus
@@ -27,6 +28,16 @@ MADE = ("asr_exp", "asr_stats_dir", "expdir", "dumpdir")
 """Options whose values are paths: of what a run reads, and of what it makes."""
 MADE_IN = ("data", "dump", "exp", "downloads")
 """The folders that the stages work in: their names mean those of the corpus."""
+
+OUTPUT_SIZE = 256
+"""Width of a model whose configuration does not say it: the default of ESPnet's encoders."""
+ATTENTION_CONFS = (
+    ("encoder_conf", "attention_conf"),
+    ("decoder_conf", "self_attention_conf"),
+    ("decoder_conf", "src_attention_conf"),
+)
+SIZES = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+"""Options of attentions that are scaled with the width of the model, so that they keep the same share of it."""
 
 BATCH_ON_GPU = 8
 """Utterances that a GPU decodes at a time."""
@@ -123,12 +134,27 @@ def _from(folder: Path, value: str, name: str) -> str:
 
 def _scaling(corpus: Corpus, config: Path) -> str:
     """The options that make a configuration small; none for one below the corpus's folder, of a model trained there."""
-    encoder = None
+    conf: dict[str, Any] = {}
     if config.is_file():  # else asr.sh says what is missing
         if config.resolve().is_relative_to(corpus.folder.resolve()):
             return ""
-        encoder = read_mapping(config).get("encoder")
-    return f"{corpus.scaling} {corpus.encoder_scaling.get(str(encoder), '')}".strip()
+        conf = read_mapping(config)
+    words = [corpus.scaling, f"--encoder_conf output_size={corpus.width}"]
+    words.append(corpus.encoder_scaling.get(str(conf.get("encoder")), ""))
+    width = _inner(conf, "encoder_conf").get("output_size", OUTPUT_SIZE)
+    for part, options in ATTENTION_CONFS:
+        for name, value in _inner(conf, part, options).items():
+            if name in SIZES and isinstance(value, int) and isinstance(width, int) and width > 0:
+                scaled = 2 * max(1, round(value * corpus.width / width / 2))  # even, as rotary positions need it
+                words.append(f"--{part} {options}.{name}={scaled}")
+    return " ".join(filter(None, words))
+
+
+def _inner(conf: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """What stands below some keys; empty where that is nothing, or no mapping, which training refuses by name."""
+    for key in keys:
+        conf = value if isinstance(value := conf.get(key), dict) else {}
+    return conf
 
 
 def _hardware_options(given: Mapping[str, str]) -> dict[str, str]:

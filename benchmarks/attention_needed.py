@@ -11,6 +11,7 @@ and P is the probability that `mha` of the same encoder makes fewer errors (Bisa
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from espnet_mla import run
@@ -38,8 +40,6 @@ class LocalAttention(MHA):
     """Multi-head attention that sees REACH frames to either side."""
 
     def attend(self, query, kv, position, mask, *, self_attention: bool = False) -> Tensor:
-        import torch
-
         places = torch.arange(query.shape[1], device=query.device)
         near = (places[:, None] - places).abs() <= REACH
         mask = near[None] if mask is None else mask.bool() & near
@@ -78,8 +78,8 @@ CONTROLS = (
 )
 
 
-def train(jobs: int) -> None:
-    """Train, decode and score what is missing, and go on where it was broken off."""
+def train(jobs: int) -> bool:
+    """Train, decode and score what is missing, and go on where it was broken off; whether all of it is there then."""
     todo = {
         control.tag(seed): (control, seed)
         for seed in SEEDS
@@ -97,20 +97,22 @@ def train(jobs: int) -> None:
             "10",
         ]
         subprocess.run(command, check=True)
-    cores = CORES // jobs
+    cores, failed = max(1, CORES // jobs), []
 
     def start(tag: str, slot: int) -> Job:
         control, seed = todo[tag]
         command = ["./run.sh", "--corpus", "mini", "--asr_config", f"conf/{control.conf}.yaml", "--asr_tag", tag]
         command += ["--stage", "11", "--stop_stage", "13", "--python", f"{sys.executable} {Path(__file__).resolve()}"]
-        share = f"{slot * cores}-{slot * cores + max(cores, 1) - 1}"
+        share = f"{slot * cores}-{slot * cores + cores - 1}"
         command = ["taskset", "-c", share, *command, "--asr_args", control.arguments(seed)]
         return Job(command, EXP / f"needed/{tag}.log")
 
     def end(tag: str, job: Job, status: int) -> None:
+        failed.extend([tag] if status else [])
         log(f"{tag}: {'done' if not status else f'failed, see {job.log}'} [{job.seconds:.0f} s]")
 
     run_side_by_side(todo, slots=jobs, start=start, end=end)
+    return not failed
 
 
 def table() -> None:
@@ -122,11 +124,14 @@ def table() -> None:
             for name in counted[0]:
                 wrong[control, name] = np.array([one[name][0] for one in counted])  # (seeds, utterances)
                 words[name] = np.array(counted[0][name][1])
-            baselines.setdefault(control.conf.partition("_")[0], control)
+            if not control.options:
+                baselines[control.conf.partition("_")[0]] = control
     sets = list(words)
+    if not sets:
+        raise SystemExit("no model is trained and scored with all seeds yet")
     print(f"| | {' | '.join(sets)} | all | errors | P |\n| --- |{' --- |' * (len(sets) + 3)}")
     for control in CONTROLS:
-        if (control, sets[0]) not in wrong:
+        if (control, sets[0]) not in wrong or control.conf.partition("_")[0] not in baselines:
             continue
         cells = [rate(wrong[control, name], words[name]) for name in sets]
         of = [np.concatenate([wrong[one, name].sum(0) for name in sets])
@@ -172,12 +177,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--table", action="store_true", help="only print what is there")
     parser.add_argument("--jobs", type=int, default=1, help="models at a time (default: %(default)s)")
     options = parser.parse_args(arguments)
-    import os
-
     os.chdir(RECIPE)
-    if not options.table:
-        train(options.jobs)
+    complete = options.table or train(options.jobs)
     table()
+    if not complete:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

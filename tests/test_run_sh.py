@@ -95,9 +95,17 @@ def test_sizes_of_an_attention_keep_their_share_of_the_width_and_stay_even(folde
 @pytest.mark.parametrize(
     "text", ["encoder_conf: 3", "encoder_conf:", "encoder_conf: {output_size: 0, attention_conf: [1]}"]
 )
-def test_scaling_leaves_a_wrong_configuration_to_training_which_names_what_is_wrong(folder, text):
+def test_scaling_leaves_a_wrong_part_to_training_which_names_what_is_wrong(folder, text):
     (folder / "mine.yaml").write_text(f"encoder: conformer\n{text}\n")
     assert "cnn_module_kernel=7" in options("--corpus", "mini", "--asr_config", "mine.yaml")["asr_args"]
+
+
+@pytest.mark.parametrize("rank", ["0", "-8", "true", "64.5", "many"])
+def test_scaling_never_makes_a_wrong_size_a_right_one(folder, rank):
+    (folder / "mine.yaml").write_text(
+        f"encoder: conformer\nencoder_conf: {{attention_conf: {{kv_lora_rank: {rank}}}}}\n"
+    )
+    assert "kv_lora_rank" not in options("--corpus", "mini", "--asr_config", "mine.yaml")["asr_args"]
 
 
 def test_a_configuration_that_is_not_yaml_is_named(folder):

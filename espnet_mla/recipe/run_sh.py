@@ -144,10 +144,15 @@ def _scaling(corpus: Corpus, config: Path) -> str:
     width = _inner(conf, "encoder_conf").get("output_size", OUTPUT_SIZE)
     for part, options in ATTENTION_CONFS:
         for name, value in _inner(conf, part, options).items():
-            if name in SIZES and isinstance(value, int) and isinstance(width, int) and width > 0:
+            # Only what is a size: training names what can't be one, which scaling would make right without a word.
+            if name in SIZES and _is_size(value) and _is_size(width):
                 scaled = 2 * max(1, round(value * corpus.width / width / 2))  # even, as rotary positions need it
                 words.append(f"--{part} {options}.{name}={scaled}")
     return " ".join(filter(None, words))
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _inner(conf: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:

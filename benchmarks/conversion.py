@@ -6,15 +6,12 @@
     python benchmarks/conversion.py time                   # 12 blocks of 256, 200 utterances of 12.7 s
 
 `wer` trains conf/conformer_mha.yaml and conf/branchformer_mha.yaml on the mini corpus with three seeds each, converts
-each model by every method with 200 utterances of its training set, and decodes as stage 12 does: test_clean and
-test_other (591 words), and 800 further sentences of the same grammar that are in no other set, half of them by the
-voices of the training and half by the others (4,039 words). What is measured is kept in mini/exp/conversion/, and not
-measured again.
+each model by every method with 200 utterances of its training set, and decodes the test sets as stage 12 does. What is
+measured is kept in mini/exp/conversion/, and not measured again.
 """
 
 import argparse
 import contextlib
-import glob
 import json
 import os
 import resource
@@ -36,16 +33,15 @@ from rapidfuzz.distance import Levenshtein
 import espnet_mla
 from espnet_mla.common.files import write_text
 from espnet_mla.common.tables import read_table
-from espnet_mla.recipe import mini
+from espnet_mla.recipe.corpora import CORPORA
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "egs2" / "librispeech_100" / "asr1"
-CONFS, SEEDS = ("conformer_mha", "branchformer_mha"), (2022, 2023, 2024)
+CONFS, SEEDS = ("conformer_mha", "branchformer_mha"), (1, 2, 3)
 KEPT = {"12.5 %": 0.125, "7.8 %": 0.078125, "6.25 %": 0.0625, "3.1 %": 0.03125}
 METHODS = ("split", "joint", "covariance", "attention")
-FURTHER = 400  # sentences by each kind of voices
 D_MODEL = 96
-SETS = ("test_clean", "test_other")
+SETS = CORPORA["mini"].test_sets.split()
 
 Utterances = list[tuple[np.ndarray, list[str]]]
 
@@ -92,15 +88,6 @@ def test_sets(recipe: Path) -> dict[str, Utterances]:
         texts, folder = read_table(recipe / f"mini/dump/raw/{name}/text"), recipe / f"mini/dump/raw/{name}"
         entries = read_table(folder / "wav.scp")
         data[name] = [(soundfile.read(entries[key], dtype="float32")[0], texts[key].split()) for key in entries]
-    known = {text for path in (recipe / "mini/data").glob("*/text") for text in read_table(path).values()}
-    for name, part in (("further_clean", "test-clean"), ("further_other", "test-other")):
-        further: Utterances = []
-        for path in sorted(glob.glob(str(recipe / f"mini/further/LibriSpeech/{part}/*/*/*.trans.txt"))):
-            for key, text in read_table(path).items():
-                if text not in known and len(further) < FURTHER:
-                    samples = soundfile.read(Path(path).parent / f"{key}.flac", dtype="float32")[0]
-                    further.append((samples, text.split()))
-        data[name] = further
     return data
 
 
@@ -218,18 +205,12 @@ def convert(source: Path, calibration: Path, folder: Path, options: tuple[str, .
             raise SystemExit(f"converting {source} failed")
 
 
-def further_sentences(recipe: Path) -> None:
-    """Speak more sentences than are needed: some of them are in the mini corpus."""
-    mini.synthesise(recipe / "mini/further", seed=1, sizes={"test-clean": 2 * FURTHER, "test-other": 2 * FURTHER})
-
-
 def wer(recipe: Path, table: bool) -> None:
     """Measure what is missing, two models at a time, and print the tables."""
     if not table:
         for conf in CONFS:
             for seed in SEEDS:
                 trained(recipe, conf, seed)
-        further_sentences(recipe)
         jobs = [(recipe, conf, seed) for seed in SEEDS for conf in CONFS]
         with ProcessPoolExecutor(2, max_tasks_per_child=1) as pool:
             list(pool.map(measure, *zip(*jobs, strict=True)))
@@ -243,24 +224,17 @@ def wer(recipe: Path, table: bool) -> None:
             print("| " + " | ".join([name, *cells([run[name] for run in runs], [run["mha"] for run in runs])]) + " |")
 
 
-HEAD = (
-    "| | WER, test sets | wrong words | with the further sentences | wrong words | the same, CTC alone | wrong words "
-    "| encoder output | attention output |"
-)
+HEAD = "| | WER | wrong words | the same, CTC alone | wrong words | encoder output | attention output |"
 
 
 def cells(runs: list[dict], originals: list[dict]) -> Iterator[str]:
     """A row of the table: WER in per cent and how much more than the original's, and relative errors of outputs."""
-    for sets, way in ((SETS, "words"), (tuple(runs[0]["words"]), "words"), (tuple(runs[0]["words"]), "ctc")):
+    for way in ("words", "ctc"):
         wrong, whole, before = (
-            sum(run[way][name][index] for run in measured for name in sets)
+            sum(run[way][name][index] for run in measured for name in SETS)
             for measured, index in ((runs, 0), (runs, 1), (originals, 0))
         )
-        yield (
-            f"{100 * wrong / whole:.2f} ({100 * (wrong / before - 1):+.1f} %)"
-            if before
-            else f"{100 * wrong / whole:.2f}"
-        )
+        yield f"{100 * wrong / whole:.2f} ({100 * (wrong / before - 1):+.1f} %)"
         yield str(wrong)
     yield f"{np.mean([run['encoder'] for run in runs]):.3f}"
     yield f"{np.mean([run['layers'] for run in runs]):.3f}" if "layers" in runs[0] else ""
@@ -274,12 +248,13 @@ def speech(recipe: Path) -> None:
         config = yaml.safe_load((source / "config.yaml").read_text())
         d_model = config["encoder_conf"]["output_size"]
         data = {}
-        for name in SETS:
+        sets = ("test_clean", "test_other")
+        for name in sets:
             entries, texts = (read_table(recipe / f"dump/raw/{name}/{table}") for table in ("wav.scp", "text"))
             data[name] = [(soundfile.read(entries[key], dtype="float32")[0], texts[key].split()) for key in entries]
         print(
             f"\n{source.name}\n\n| | "
-            + " | ".join(f"WER {name}" for name in SETS)
+            + " | ".join(f"WER {name}" for name in sets)
             + " | relative error of each layer |"
         )
         print("| --- | --- | --- | --- |")

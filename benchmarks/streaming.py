@@ -9,8 +9,8 @@ as it ever has. What is compared runs by turns, and of each the median is shown.
 
 `wer` decodes every utterance with StreamingSpeech2Text, offline and at several latencies, with the text of CTC alone
 and rescored; through ESPnet's search, as stage 12 does; and ESPnet's contextual block models through ESPnet's own
-Speech2TextStreaming, in pieces as long as their hop; on one core. The mini corpus's test sets (591 words), and 800
-further sentences, half of them in the voices of the training set (4,039 words). The models are trained by
+Speech2TextStreaming, in pieces as long as their hop; on one core, on the test sets of the mini corpus. The models are
+trained by
 
     ./run.sh --corpus mini --asr_config conf/conformer_mla_streaming.yaml --asr_args "--max_epoch 24" --stop_stage 11
 """
@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conversion import RECIPE, Utterances, further_sentences, test_sets
+from conversion import RECIPE, Utterances, test_sets
 from measuring import build
 from rapidfuzz.distance import Levenshtein
 
@@ -247,8 +247,6 @@ def wer(recipe: Path, experiments: Sequence[str], sets: Sequence[str], sizes: Se
     from espnet_mla.models.streaming import StreamingEncoder
 
     torch.set_num_threads(1)
-    if not (recipe / "mini/further").exists():
-        further_sentences(recipe)
     data = {name: utterances for name, utterances in test_sets(recipe).items() if name in sets or not sets}
     print(f"| model | latency | final text | {' | '.join(data)} | all | seconds for a second of audio |")
     print(f"| {' | '.join(['---'] * (len(data) + 5))} |")

@@ -18,6 +18,8 @@ TINY = (
 )
 SMALL = ("--ngpu", "0", "--gpu_inference", "false", "--nj", "2", "--inference_nj", "1", "--asr_args", TINY)
 SIZES = {"train-clean-100": 12, "dev-clean": 2, "dev-other": 2, "test-clean": 2, "test-other": 2}
+SHORT = 8
+"""Most words of a sentence."""
 ONE_SET = (*SMALL, "--nbpe", "40", "--speed_perturb_factors", "", "--test_sets", "test_clean",
            "--inference_args", "--beam_size 2 --maxlenratio 0.1")  # fmt: skip
 TRAINED = (*ONE_SET, "--asr_config", "conf/branchformer_mha.yaml", "--asr_tag", "tiny")
@@ -60,7 +62,7 @@ def train(folder: Path) -> None:
     """Run all stages on a small corpus, for the fixture `trained_recipe`."""
     from espnet_mla.recipe import mini  # not above: it imports torch, and conftest.py sets its threads first
 
-    mini.synthesise(recipe_folder(folder) / "downloads", sizes=SIZES)
+    mini.synthesise(recipe_folder(folder) / "downloads", sizes=SIZES, longest=SHORT)
     done = run(folder, None, *TRAINED)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "stdout").write_text(done.stdout)

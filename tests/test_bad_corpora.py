@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from recipes import SMALL, recipe_folder, run
+from recipes import SHORT, SMALL, recipe_folder, run
 
 from espnet_mla.common.tables import read_table
 from espnet_mla.recipe import audio, datadir, mini
@@ -27,7 +27,7 @@ def noise(path: Path, seconds: float, rate: int = 16000, channels: int = 1) -> N
 def odd_corpus(corpus: Path) -> None:
     """The mini corpus in small, a tenth of whose audio and transcripts is unusual but usable."""
     sizes = {"train-clean-100": 18, "dev-clean": 2, "dev-other": 2, "test-clean": 6, "test-other": 2}
-    mini.synthesise(corpus, sizes=sizes)
+    mini.synthesise(corpus, sizes=sizes, longest=SHORT)
     for part, words in WORDS.items():
         transcripts = sorted((corpus / "LibriSpeech" / part).rglob("*.trans.txt"))
         for path in transcripts:

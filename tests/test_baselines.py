@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from recipes import RECIPE, SIZES, recipe_folder, run_script
+from recipes import RECIPE, SHORT, SIZES, recipe_folder, run_script
 
 from espnet_mla.baselines import __main__ as baselines
 from espnet_mla.baselines import plan
@@ -44,7 +44,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("seeds", ["1", pytest.param("1 2", marks=pytest.mark.slow)])
 def test_a_failing_pair_stops_no_other_is_shown_with_its_log_and_what_is_done_is_skipped(folder, seeds):
-    mini.synthesise(folder / "downloads", sizes=SIZES)
+    mini.synthesise(folder / "downloads", sizes=SIZES, longest=SHORT)
     given = ("--only", "branchformer_*", "--seeds", seeds, "--jobs", "2", "--asr_args", "--max_epoch 1", *SMALL)
     done = run(folder, *given)
     assert done.returncode == 1, done.stdout + done.stderr

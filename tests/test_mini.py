@@ -49,7 +49,7 @@ def test_every_part_has_its_size_and_no_sentence_occurs_twice(corpus_dir):
 
 def test_test_sets_of_full_size_hold_only_words_that_training_holds():
     texts = {part: [] for part in mini.SIZES}
-    for reader in mini._plan(Path(), 0, mini.SIZES):
+    for reader in mini._plan(Path(), mini.SIZES, 0, grammar.sentences(0)):
         texts[reader.folder.name] += [utterance.text.split() for utterance in reader.utterances]
     words = {part: {word for text in part_texts for word in text} for part, part_texts in texts.items()}
     assert 400 <= len(words["train-clean-100"]) <= 600

@@ -60,7 +60,15 @@ def test_mini_scales_each_configuration_down_and_leaves_that_out_of_the_name(con
     words = given["asr_args"].split()
     pairs = list(zip(words[::2], words[1::2], strict=True))
     encoder = next(name for name in sorted(NARROW, key=len, reverse=True) if conf.startswith(name))
-    scaled = {value for name, value in pairs if name == "--encoder_conf"}
+    rates = {(name, value) for name, value in pairs if "dropout" in value}
+    config = yaml.safe_load((CONF / conf).read_text())
+    assert rates == {
+        (f"--{part}", f"{name}=0")
+        for part in ("encoder_conf", "decoder_conf")
+        for name in config[part]
+        if "dropout" in name
+    }
+    scaled = {value for name, value in pairs if name == "--encoder_conf" and "dropout" not in value}
     latent = {"attention_conf.kv_lora_rank=24"} if "_mla" in conf else set()
     assert scaled == {"output_size=96", "num_blocks=4", *NARROW[encoder], *latent}
     of_decoder = {value for name, value in pairs if name == "--decoder_conf" and "rank" in value}

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from recipes import TINY, environment, recipe_folder
+from recipes import SHORT, TINY, environment, recipe_folder
 
 from espnet_mla.recipe import mini
 
@@ -69,7 +69,7 @@ def test_stages_killed_at_random_moments_leave_what_undisturbed_ones_leave(tmp_p
     print(f"seed {seed}")
     chosen = random.Random(seed)
     sizes = {"train-clean-100": 12, "dev-clean": 2, "dev-other": 2, "test-clean": 3, "test-other": 3}
-    mini.synthesise(tmp_path / "corpus", sizes=sizes)
+    mini.synthesise(tmp_path / "corpus", sizes=sizes, longest=SHORT)
     quiet, killed = tmp_path / "quiet", tmp_path / "killed"
     for folder in (quiet, killed):
         folder.mkdir()

@@ -1,12 +1,12 @@
 """The language of the mini corpus: sentences that are heard right only by who heard the whole of them.
 
-A sentence has one topic, told by one place or person at its beginning or its end, and the topic decides how words that
-sound alike are written: FLOUR in the kitchen, FLOWER in the garden. Names tell the gender of pronouns, or are told by
-them (FRANCIS and HE, FRANCES and SHE); nouns agree with WAS and WERE; names and nouns come again.
+A sentence has one topic, told by one word at one of its ends, and the topic decides how words that sound alike are
+written, which stand at the other end: FLOUR in kitchens, FLOWER in gardens. Names tell the gender of pronouns, or are
+told by them (FRANCIS and HE, FRANCES and SHE); nouns agree with WAS and WERE, and come again.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,60 +28,63 @@ def _topic(places: str, people: str, things: str) -> Topic:
 
 
 TOPICS = {
-    "kitchen": _topic(
-        "KITCHEN BAKERY PANTRY",
-        "COOK BAKER WAITER",
-        "FLOUR STEAK DOUGH YOLK ROLL CURRANT BEET SWEET KERNEL PEEL",
+    "kitchen": _topic("KITCHENS DINERS TAVERNS", "CHEFS BAKERS WAITERS", "FLOUR STEAK DOUGH YOLK KERNEL PEAR"),
+    "garden": _topic("GARDENS ORCHARDS MEADOWS", "GARDENERS FLORISTS FORESTERS", "FLOWER STAKE MAZE YEW ROSE PLUM"),
+    "harbour": _topic(
+        "HARBOURS MARINAS DOCKYARDS", "CAPTAINS SAILORS FISHERS", "PLUMB SOLE WHALE BERTH QUAY TACKS SAIL"
     ),
-    "garden": _topic("GARDEN ORCHARD MEADOW", "GARDENER FLORIST FORESTER", "FLOWER STAKE BEECH MAZE YEW ROSE"),
-    "harbour": _topic("HARBOUR LAGOON DOCKYARD", "CAPTAIN SAILOR FISHERMAN", "CURRENT BEACH PIER SOLE HAUL WHALE"),
     "castle": _topic(
-        "CASTLE PALACE FORTRESS",
-        "EMPEROR SOLDIER HERALD",
-        "SUITE COLONEL PEER HALL KNIGHT REIGN BASE TROOP MANOR SYMBOL",
+        "CASTLES PALACES CITADELS",
+        "EMPERORS SOLDIERS HERALDS",
+        "COLONEL KEY TAX KNIGHT REIGN BASE SYMBOL HEIR LIAR MAIL",
     ),
     "theater": _topic(
-        "THEATER OPERA STUDIO",
-        "ACTOR DRUMMER POET",
-        "ROLE BEAT PEAL ROWS SOUL WAIL NIGHT BASS TROUPE MANNER CYMBAL TALE",
+        "THEATERS OPERAS STUDIOS",
+        "ACTORS SINGERS POETS",
+        "PAIR ROWS SOUL WAIL NIGHT BASS CYMBAL AIR LYRE TALE HAIR",
     ),
-    "farm": _topic("STABLE VILLAGE PASTURE", "FARMER SHEPHERD COWBOY", "DOE YOKE MAIZE EWE REIN TAIL"),
+    "farm": _topic(
+        "STABLES FARMS PASTURES",
+        "FARMERS SHEPHERDS COWBOYS",
+        "DOE YOKE MAIZE EWE BIRTH SALE REIN MALE TAIL HARE",
+    ),
 }
 
 ALIKE = (
-    "FLOUR FLOWER, STEAK STAKE, DOUGH DOE, YOLK YOKE, ROLL ROLE, CURRANT CURRENT, BEET BEAT, SWEET SUITE, "
-    "KERNEL COLONEL, PEEL PEAL, BEECH BEACH, MAZE MAIZE, YEW EWE, ROSE ROWS, PIER PEER, SOLE SOUL, HAUL HALL, "
-    "WHALE WAIL, KNIGHT NIGHT, REIGN REIN, BASE BASS, TROOP TROUPE, MANOR MANNER, SYMBOL CYMBAL, TALE TAIL, "
-    "FRANCIS FRANCES, LEE LEIGH, GENE JEAN, ROBIN ROBYN"
+    "FLOUR FLOWER, STEAK STAKE, DOUGH DOE, YOLK YOKE, KERNEL COLONEL, PEAR PAIR, MAZE MAIZE, YEW EWE, ROSE ROWS, "
+    "PLUM PLUMB, SOLE SOUL, WHALE WAIL, BERTH BIRTH, QUAY KEY, TACKS TAX, SAIL SALE, KNIGHT NIGHT, REIGN REIN, "
+    "BASE BASS, SYMBOL CYMBAL, HEIR AIR, LIAR LYRE, MAIL MALE, TALE TAIL, HAIR HARE, "
+    "FRANCIS FRANCES, GENE JEAN, ROBIN ROBYN, TONY TONI"
 )
 """Pairs of words that sound the same."""
 
+# Few letters are doubled: CTC needs a blank between two of the same, for which the frames of small models are too few.
 MEN = _words("PETER DAVID OLIVER SIMON VICTOR HENRY OSCAR WALTER EDGAR NOLAN ARTHUR MARCUS")
-WOMEN = _words("ANNA MARY SUSAN HELEN LAURA SOPHIA ALICE JULIA EDITH NORA MARTHA CLARA")
-MEN_ALIKE, WOMEN_ALIKE = _words("FRANCIS LEE GENE ROBIN"), _words("FRANCES LEIGH JEAN ROBYN")
+WOMEN = _words("DIANA MARY SUSAN HELEN LAURA SOPHIA ALICE JULIA EDITH NORA MARTHA CLARA")
+MEN_ALIKE, WOMEN_ALIKE = _words("FRANCIS GENE ROBIN TONY"), _words("FRANCES JEAN ROBYN TONI")
 
 OBJECTS = _words(  # some of them differ in one sound
-    "LAMP RAMP STAMP BOOK HOOK BROOK BELL BALL BILL BAG BACK RACK CAP CUP CAB COAT BOAT GOAT PEN PIN BIN DESK DISK MAT "
-    "MAP NAP RING WING KING CARD CART GUARD PIPE PIE TIE BASKET BUCKET JACKET PACKET LADDER LETTER MIRROR HAMMER "
-    "CLOCK LOCK SOCK CHAIR SPOON DRUM PLUG TRUCK TRAIN CHAIN STONE PHONE BOTTLE KETTLE TOWEL"
+    "LAMP RAMP STAMP BAG BACK RACK CAP CUP CAB COAT BOAT GOAT PEN PIN BIN DESK DISK MAT MAP NAP RING WING KING CARD "
+    "CART GUARD PIPE PIE TIE BASKET BUCKET JACKET PACKET POCKET ROCKET CANDLE HANDLE CLOCK LOCK SOCK CHAIR DRUM PLUG "
+    "TRUCK TRAIN CHAIN STONE PHONE TOWEL HELMET MAGNET CABLE TABLE BAND HAND TENT NEST VEST PAN FAN"
 )
 CITIES = _words(
-    "LONDON PARIS BERLIN MADRID OSLO VIENNA LISBON DUBLIN ATHENS PRAGUE WARSAW BOSTON DENVER DALLAS TOKYO CAIRO "
-    "SYDNEY TORONTO CHICAGO HOUSTON DETROIT VENICE NAPLES MUNICH GENEVA ZURICH HAVANA LIMA"
+    "LONDON PARIS BERLIN MADRID OSLO VIENNA LISBON DUBLIN ATHENS PRAGUE WARSAW BOSTON DENVER TOKYO CAIRO SYDNEY "
+    "TORONTO CHICAGO HOUSTON DETROIT VENICE NAPLES MUNICH GENEVA ZURICH HAVANA LIMA TURIN MILAN BOGOTA"
 )
 ADJECTIVES = _words(
-    "RED BLACK BROWN GREEN YELLOW PURPLE OLD COLD BOLD NEW LARGE SMALL TALL HEAVY READY STEADY CLEAN LEAN LIGHT BRIGHT "
-    "DARK SHARP SMOOTH GOOD BAD SAD LOST LAST FAST BEST"
+    "RED BLACK BROWN WHITE PINK GREY OLD COLD BOLD NEW LARGE LONG SHORT STRONG HEAVY READY STEADY CLEAN LEAN LIGHT "
+    "BRIGHT DARK SHARP ROUND BAD SAD LOST LAST FAST BEST"
 )
 ACTIONS = _words(
-    "FOUND BOUGHT BROUGHT SOUGHT TOOK SHOOK SOLD HELD HID LOST LEFT LIFTED MOVED PROVED WASHED WATCHED PAINTED PAID "
-    "MADE CARRIED MARRIED COVERED RECOVERED"
+    "FOUND BOUGHT BROUGHT SOUGHT SAVED SHAVED SOLD HELD HID LOST LEFT LIFTED MOVED PROVED WASHED WATCHED PAINTED PAID "
+    "MADE COVERED RECOVERED"
 )
-WISHES = _words("FIND BUY TAKE MAKE SELL TELL SMELL HOLD HIDE RIDE LIFT LEAVE MOVE WASH WATCH PAINT PAY CARRY")
+WISHES = _words("FIND BUY TAKE MAKE SEND BEND MEND HOLD HIDE RIDE LIFT LEAVE MOVE WASH WATCH PAINT PAY SHOW")
 DETERMINERS = _words("THE THE THE THIS THAT MY OUR YOUR THEIR")
 DAYS = _words("MONDAY TUESDAY WEDNESDAY THURSDAY FRIDAY SATURDAY SUNDAY")
 MONTHS = _words("JANUARY MARCH APRIL JUNE JULY AUGUST OCTOBER NOVEMBER")
-UNITS = _words("THREE FIVE SIX SEVEN NINE")
+UNITS = _words("FIVE SIX SEVEN EIGHT NINE")
 TEENS = _words("TEN ELEVEN TWELVE THIRTEEN FOURTEEN FIFTEEN SIXTEEN SEVENTEEN EIGHTEEN NINETEEN")
 TENS = _words("TWENTY THIRTY FORTY FIFTY SIXTY SEVENTY EIGHTY NINETY")
 LEAST_WORDS, MOST_WORDS = 4, 20
@@ -105,13 +108,13 @@ class Sentence:
         return " ".join(self.words)
 
 
-def sentences(seed: int) -> Iterator[Sentence]:
-    """Sentences without end, none of them twice, in an order that the seed decides on every machine."""
+def sentences(seed: int, longest: int = MOST_WORDS) -> Iterator[Sentence]:
+    """Sentences of at most `longest` words, without end, none of them twice; a seed gives the same on every machine."""
     speaker = _Speaker(random.Random(seed))
     said: set[tuple[str, ...]] = set()
     while True:
         sentence = speaker.sentence()
-        if LEAST_WORDS <= len(sentence.words) <= MOST_WORDS and sentence.words not in said:
+        if LEAST_WORDS <= len(sentence.words) <= longest and sentence.words not in said:
             said.add(sentence.words)
             yield sentence
 
@@ -125,21 +128,17 @@ class _Speaker:
 
     def sentence(self) -> Sentence:
         """Any sentence of the grammar."""
-        topic = TOPICS[self._deal(tuple(TOPICS))]
         if self._chance(0.15):
-            phrase = self._one((self._order, self._journey))()
+            phrase = self._one((self._remark, self._order, self._journey))()
         else:
-            phrase = self._one((self._deed, self._deed, self._state, self._wish))(topic)
-            if self._chance(0.06):
-                phrase += f" {self._one(('BEFORE', 'WHILE', 'BECAUSE'))} "
-                phrase += self._one((self._deed, self._state))(topic)
-            # Told once, so that what sounds alike is far from what tells it apart.
+            topic = TOPICS[self._deal(tuple(TOPICS))]
             place, person = self._deal(topic.places), self._deal(topic.people)
-            ahead, behind = self._one(
-                ((f"AT THE {place}", ""), ("", f"AT THE {place}"), (f"{self._det()} {person} SAID", ""),
-                 ("", f"SAID {self._det()} {person}"), ("", f"FOR {self._det()} {person}"))
-            )  # fmt: skip
-            phrase = f"{ahead} {phrase} {behind}"
+            if self._chance(0.5):
+                cue = self._one((f"IN {place}", f"AT {place}", f"{person} SAID"))
+                phrase = f"{cue} {self._told(self._ending, topic)}"
+            else:
+                cue = self._one((f"AT {place}", f"SAID {person}", f"FOR {person}"))
+                phrase = f"{self._told(self._beginning, topic)} {cue}"
         words = phrase.split()
         return Sentence(
             tuple(word.rstrip("*") for word in words), tuple(i for i, word in enumerate(words) if word[-1] == "*")
@@ -173,23 +172,26 @@ class _Speaker:
         tens_and_units = f"{self._deal(TENS)} {self._deal(UNITS)}"
         return (self._deal(UNITS), self._deal(TEENS), self._deal(TENS), tens_and_units)[kind]
 
-    def _adjective(self, share: float) -> str:
-        return f"{self._deal(ADJECTIVES)} " if self._chance(share) else ""
+    def _adjective(self) -> str:
+        return f"{self._deal(ADJECTIVES)} " if self._chance(0.1) else ""
 
     def _object(self) -> tuple[str, str, str]:
         """A noun phrase, its noun, and WAS or WERE."""
         if self._chance(0.4):
             noun = f"{self._deal(OBJECTS)}S"
-            return f"{self._number()} {self._adjective(0.15)}{noun}", noun, "WERE"
+            return f"{self._number()} {self._adjective()}{noun}", noun, "WERE"
         noun = self._deal(OBJECTS)
-        return f"{self._det()} {self._adjective(0.2)}{noun}", noun, "WAS"
+        return f"{self._det()} {self._adjective()}{noun}", noun, "WAS"
 
     def _thing(self, topic: Topic) -> str:
-        return f"{self._adjective(0.2)}{self._deal(topic.things)}"
+        return f"{self._adjective()}{self._deal(topic.things)}"
 
     def _when(self) -> str:
         kind = self._rng.randrange(6)
         return (f" ON {self._deal(DAYS)}", f" IN {self._deal(MONTHS)}", f" AT {self._deal(UNITS)}", "", "", "")[kind]
+
+    def _remark(self) -> str:
+        return f"{self._person()[0]} {self._deal(ACTIONS)} {self._object()[0]}{self._when()}"
 
     def _order(self) -> str:
         phrase, _, _ = self._object()
@@ -201,37 +203,39 @@ class _Speaker:
             f"{name} CAME TO {self._deal(CITIES)}{self._when()} WHERE {he}* {self._deal(ACTIONS)} {self._object()[0]}"
         )
 
-    def _deed(self, topic: Topic) -> str:
+    def _told(self, tell: Callable[[Topic], str], topic: Topic) -> str:
+        """What is told of a topic, and sometimes more of it."""
+        return f"{tell(topic)} {self._one(('WHILE', 'BEFORE'))} {tell(topic)}" if self._chance(0.05) else tell(topic)
+
+    def _ending(self, topic: Topic) -> str:
+        """Said of things of the topic, which come last."""
         name, he, his = self._person()
         phrase, noun, was = self._object()
         thing, action = self._thing(topic), self._deal(ACTIONS)
         return self._one(
             (
-                f"{name} {action} {thing} AND {self._thing(topic)}{self._when()}",
-                f"{name} {action} {his}* {thing} WITH {self._thing(topic)}",
-                f"{name} {action} {phrase} AND {self._det()} {thing}",
-                f"{name} {action} {thing} AND {he}* {self._deal(ACTIONS)} {phrase}",
-                f"{name} {action} {phrase} LIKE {thing} BUT THE {noun}* {was}* {self._deal(ADJECTIVES)}",
+                f"{name} {action} {phrase} AND {thing}",
+                f"{name} {action} {phrase} WITH {his}* {thing}",
+                f"{name} WANTED {his}* {thing} AND {self._thing(topic)}",
+                f"{name} WANTED TO {self._deal(WISHES)} {phrase} LIKE {his}* {thing}",
+                f"{name} WAS {self._deal(ADJECTIVES)}{self._when()} AND {he}* {action} {thing}",
+                f"{phrase} FROM {self._deal(CITIES)} {was}* LIKE {thing}",
+                f"{phrase} {was}* LIKE THE {noun}* WITH {thing}",
             )
         )
 
-    def _state(self, topic: Topic) -> str:
-        phrase, _, was = self._object()
-        thing, other = self._thing(topic), self._thing(topic)
-        return self._one(
-            (
-                f"{phrase} FROM {self._deal(CITIES)} {was}* LIKE {thing} AND {other}",
-                f"{self._det()} {thing} WAS {self._deal(ADJECTIVES)} AND {self._det()} {other} NOT",
-            )
-        )
-
-    def _wish(self, topic: Topic) -> str:
+    def _beginning(self, topic: Topic) -> str:
+        """Said of things of the topic, which come first."""
         name, he, his = self._person()
-        thing, other = self._thing(topic), self._thing(topic)
+        phrase, noun, was = self._object()
+        thing, action = self._thing(topic), self._deal(ACTIONS)
         return self._one(
             (
-                f"{name} WANTED TO {self._deal(WISHES)} {his}* {thing}",
-                f"{name} SAYS {he}* WANTED {thing} AND {other}",
-                f"{self._det()} {thing} CAME WITH {name} AND {his}* {other}",
+                f"{thing} CAME FROM {self._deal(CITIES)} WITH {phrase}{self._when()}",
+                f"{thing} AND {self._thing(topic)} CAME WITH {phrase}",
+                f"{thing} WAS {self._deal(ADJECTIVES)} AND {self._thing(topic)} NOT",
+                f"{thing} CAME WITH {name} AND {his}* {noun}",
+                f"{thing} WAS LIKE {phrase} BUT THE {noun}* {was}* {self._deal(ADJECTIVES)}",
+                f"{thing} CAME TO {name} AND {he}* {action} {phrase}",
             )
         )

@@ -54,7 +54,7 @@ _NOISY = acoustics.Setting(snr=(5, 10), reverberation=(0.05, 0.2), microphone=4,
 _TRAINING = acoustics.Setting(snr=(10, 30), reverberation=(0.05, 0.3), microphone=6, covered=0.5)
 
 PARTS = {
-    "train-clean-100": _Part(3000, 101, espeak.VOICES, _TRAINING),
+    "train-clean-100": _Part(3400, 101, espeak.VOICES, _TRAINING),
     "dev-clean": _Part(60, 201, espeak.VOICES, _CLEAN),
     "dev-other": _Part(60, 301, espeak.UNSEEN_VOICES, _OTHER),
     "test-clean": _Part(180, 401, espeak.VOICES, _CLEAN),
@@ -67,7 +67,13 @@ SIZES = {name: part.size for name, part in PARTS.items()}
 MADE_HERE = "; Synthesised with eSpeak NG: for trying the recipe out, not for results."
 
 
-def synthesise(corpus_dir: Path, seed: int = 0, nj: int = 2, sizes: Mapping[str, int] = SIZES) -> None:
+def synthesise(
+    corpus_dir: Path,
+    seed: int = 0,
+    nj: int = 2,
+    sizes: Mapping[str, int] = SIZES,
+    longest: int = grammar.MOST_WORDS,
+) -> None:
     """Make `corpus_dir/LibriSpeech` with all its parts, or return at once where it is there with this seed and sizes.
 
     dev-clean, test-clean, test-noisy and test-long have the voices of the training set, dev-other and test-other four
@@ -80,12 +86,13 @@ def synthesise(corpus_dir: Path, seed: int = 0, nj: int = 2, sizes: Mapping[str,
         seed: of sentences, speaking rates, pitches, pauses, rooms and noise.
         nj: number of processes.
         sizes: utterances of each part.
+        longest: most words of a sentence; few, for a corpus that is soon made and heard.
 
     Raises:
         UserError: corpus_dir holds a LibriSpeech that was not made here, or espeakng-loader does not work.
     """
     corpus = corpus_dir / "LibriSpeech"
-    marker = {"version": VERSION, "seed": seed, "sizes": dict(sizes)}
+    marker = {"version": VERSION, "seed": seed, "sizes": dict(sizes), "longest": longest}
     if _read_marker(corpus) == marker:
         logger.info("%s is there already", corpus)
         return
@@ -96,7 +103,7 @@ def synthesise(corpus_dir: Path, seed: int = 0, nj: int = 2, sizes: Mapping[str,
     corpus_dir.mkdir(parents=True, exist_ok=True)
     partial = corpus_dir / f".LibriSpeech.{os.getpid()}.partial"
     try:
-        readers = _plan(partial, seed, sizes)
+        readers = _plan(partial, sizes, seed, grammar.sentences(seed, longest))
         voices = {reader.voice: [other for other in readers if other.voice == reader.voice] for reader in readers}
         spoken = map_in_processes(_speak, list(voices.values()), nj, f"{corpus}: voices", fresh=True)
         times = {name: words for part in spoken for name, words in part.items()}
@@ -170,9 +177,8 @@ DRY = ".dry"
 """The folder of the speech as it was said, while the corpus is made."""
 
 
-def _plan(corpus: Path, seed: int, sizes: Mapping[str, int]) -> list[_Reader]:
+def _plan(corpus: Path, sizes: Mapping[str, int], seed: int, sentences: Iterator[grammar.Sentence]) -> list[_Reader]:
     rng = random.Random(seed)
-    sentences = grammar.sentences(seed)
     readers = []
     for name, size in sizes.items():
         part = PARTS[name]

@@ -15,6 +15,7 @@ utterances, and P is the probability that `mha` of the same encoder makes fewer 
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -115,8 +116,7 @@ Scores = dict[str, dict[str, list[int]]]  # model and seed, or "words" -> set ->
 
 def train(models: Sequence[Model], jobs: int) -> bool:
     """Train, decode and score what is missing, and go on where it was broken off; whether all of it is there then."""
-    scores = read_scores()
-    todo = {model.key(seed): (model, seed) for model in models for seed in SEEDS if model.key(seed) not in scores}
+    todo = {model.key(seed): (model, seed) for model, seed in missing(models)}
     exp = CORPORA["mini"].folder / "exp"
     if todo and not (exp / "asr_stats_raw_en_bpe60/valid/text_shape.bpe").exists():
         subprocess.run(["./run.sh", *CONFORMER.arguments(SEEDS[0]), "--stop_stage", "10"], check=True)
@@ -139,6 +139,14 @@ def train(models: Sequence[Model], jobs: int) -> bool:
 
     run_side_by_side(todo, slots=jobs, start=start, end=end)
     return not failed
+
+
+def missing(models: Sequence[Model]) -> list[tuple[Model, int]]:
+    """The models and seeds without scores; those of what run_all_baselines.sh has trained are added to the others."""
+    for model, seed in itertools.product(models, SEEDS):
+        if model.key(seed) not in read_scores() and (model.folder(seed) / "RESULTS.md").exists():
+            keep(model, seed)
+    return [(model, seed) for model, seed in itertools.product(models, SEEDS) if model.key(seed) not in read_scores()]
 
 
 def read_scores() -> Scores:
@@ -206,7 +214,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="models at a time (default: %(default)s)")
     options = parser.parse_args(arguments)
     os.chdir(RECIPE)
-    complete = options.table or train(TABLES[options.models], options.jobs)
+    complete = not missing(TABLES[options.models]) or options.table or train(TABLES[options.models], options.jobs)
     print_table(TABLES[options.models])
     if not complete:
         raise SystemExit(1)

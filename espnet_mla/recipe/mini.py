@@ -57,9 +57,9 @@ PARTS = {
     "train-clean-100": _Part(3400, 101, espeak.VOICES, _TRAINING),
     "dev-clean": _Part(60, 201, espeak.VOICES, _CLEAN),
     "dev-other": _Part(60, 301, espeak.UNSEEN_VOICES, _OTHER),
-    "test-clean": _Part(180, 401, espeak.VOICES, _CLEAN),
-    "test-other": _Part(180, 501, espeak.UNSEEN_VOICES, _OTHER),
-    "test-noisy": _Part(180, 601, espeak.VOICES, _NOISY),
+    "test-clean": _Part(220, 401, espeak.VOICES, _CLEAN),
+    "test-other": _Part(220, 501, espeak.UNSEEN_VOICES, _OTHER),
+    "test-noisy": _Part(220, 601, espeak.VOICES, _NOISY),
     "test-long": _Part(20, 701, espeak.VOICES, _CLEAN, words=(70, 120)),
 }
 SIZES = {name: part.size for name, part in PARTS.items()}

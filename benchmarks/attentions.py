@@ -200,6 +200,14 @@ def print_table(models: Sequence[Model]) -> None:
             cells += ["", ""]
         print(f"| {model.name} | {' | '.join(cells)} |")
     print(f"\n{', '.join(f'{name}: {words.sum()} words' for name, words in sets.items())}; {len(SEEDS)} seeds each")
+    # How sure a single model's WER is, by which the size of the sets is chosen.
+    name, words = next(iter(sets.items()))
+    for seed in SEEDS:
+        errors = np.array([scores[complete[0].key(seed)][name]])
+        low, high = interval(replicates(errors, words)[:, 0])
+        print(
+            f"{complete[0].name}, seed {seed}, {name}: {100 * errors.sum() / words.sum():.2f} [{low:.2f}, {high:.2f}]"
+        )
 
 
 def main(arguments: Sequence[str]) -> None:

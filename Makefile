@@ -17,7 +17,7 @@ lint: setup  # format, ruff's rules, and types
 # A worker for each core; each begins with its share of the files in a row, so that few fixtures are built twice.
 PYTEST := .venv/bin/python -m pytest -q -n auto --dist worksteal
 
-test: setup  # the tests, some 10 minutes on 2 cores
+test: setup  # the tests, 5 minutes on 2 cores
 	$(PYTEST) -m "not slow" tests
 
 test-all: setup  # the tests, and the slow ones: whole products of cases, and those that take minutes each

@@ -17,9 +17,9 @@ from espnet_mla.recipe import mini, run_sh
 from espnet_mla.recipe.layout import Layout
 from espnet_mla.recipe.options import parse
 
-SMALL = ("--ngpu", "0", "--gpu_inference", "false", "--nj", "1", "--inference_nj", "1",
-         "--speed_perturb_factors", "", "--test_sets", "test_clean",
-         "--inference_args", "--beam_size 2 --maxlenratio 0.1", "--nbpe", "40", "--seconds", "1")  # fmt: skip
+DATA = ("--ngpu", "0", "--gpu_inference", "false", "--nj", "1", "--inference_nj", "1",
+        "--speed_perturb_factors", "", "--test_sets", "test_clean", "--nbpe", "40", "--seconds", "1")  # fmt: skip
+SMALL = (*DATA, "--inference_args", "--beam_size 2 --maxlenratio 0.1")
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -42,7 +42,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("seeds", ["1", pytest.param("1 2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", ["1", "1 2"])
 def test_a_failing_pair_stops_no_other_is_shown_with_its_log_and_what_is_done_is_skipped(folder, seeds):
     mini.synthesise(folder / "downloads", sizes=SIZES, longest=SHORT)
     given = ("--only", "branchformer_*", "--seeds", seeds, "--jobs", "2", "--asr_args", "--max_epoch 1", *SMALL)
@@ -74,7 +75,7 @@ def test_a_failure_of_the_data_ends_it_with_the_reason(folder):
     (folder / "downloads" / "LibriSpeech").mkdir(parents=True)
     (folder / "local/data.sh").write_text("#!/bin/sh\necho no corpus here >&2\nexit 1\n")
     (folder / "local/data.sh").chmod(0o755)
-    done = run(folder, "--only", "branchformer_mla", *SMALL)
+    done = run(folder, "--only", "branchformer_mla", *DATA)
     assert done.returncode == 1
     assert "error: preparing the data failed" in done.stderr and "exp/baselines/data.log" in done.stderr
     assert "no corpus here" in done.stderr
@@ -84,7 +85,7 @@ def test_a_second_run_beside_the_first_is_refused(folder):
     from espnet_mla.common.lock import lock, unlock
 
     held = lock(folder / "exp/baselines")
-    done = run(folder, "--only", "branchformer_mla", *SMALL)
+    done = run(folder, "--only", "branchformer_mla", *DATA)
     unlock(held)
     assert done.returncode == 1 and "exp/baselines/.lock is held by process" in done.stderr
 

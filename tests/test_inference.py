@@ -46,6 +46,7 @@ def heard(*inference_args):
     ].splitlines()
 
 
+@pytest.mark.slow
 def test_results_name_the_latency_of_every_decoding(folder):
     at, rows = heard()
     default = (

@@ -223,7 +223,7 @@ def test_a_streaming_models_latency_time_and_state_are_measured_too(folder, caps
     assert (found["chunk_size"], found["left_chunks"]) == (4, 2)
     assert (found["latency_ms"], found["chunk_ms"], found["look_ahead_ms"]) == (196, 160, 36)
     assert found["attention_bytes"] == 4 * 2 * 2 * 4 * experiment.RANK  # layers, chunks, frames
-    assert found["convolution_bytes"] == 4 * 2 * 16 * 15  # layers, channels, half the kernel
+    assert found["convolution_bytes"] == 4 * 2 * 32 * 15  # layers, channels, half the kernel
     assert found["features_bytes"] == 4 * 3 * 80  # what the subsampling sees of the frames before
     assert found["bytes"] == sum(found[f"{part}_bytes"] for part in ("attention", "convolution", "features"))
     assert found["per_gigabyte"] == 10**9 // found["bytes"]

@@ -41,6 +41,7 @@ def test_all_stages_run_and_leave_upstreams_files(trained_recipe):
     )
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_converted_scored_and_trained_on(trained_recipe, tmp_path):
     """Four of the five commands of docs/convert.md; the fifth is the second scoring."""
     folder = Path(shutil.copytree(trained_recipe, tmp_path / "recipe", symlinks=True))
@@ -68,6 +69,7 @@ def test_a_trained_model_is_converted_scored_and_trained_on(trained_recipe, tmp_
     assert (folder / "exp/mla8_tuned/valid.acc.ave.pth").exists()  # what the second scoring starts from
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SPEECH.is_dir(), reason=f"no recordings: {SPEECH} is not there")
 def test_real_speech_passes_through_data_preparation_and_statistics(tmp_path):
     folder = recipe_folder(tmp_path)

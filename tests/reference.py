@@ -12,12 +12,12 @@ def sinusoid(distance: int, d_model: int) -> Tensor:
     return torch.tensor([f(angle) for angle in angles for f in (math.sin, math.cos)], dtype=torch.float64)
 
 
-def turn(x: Tensor, position: int) -> Tensor:
+def turn(x: Tensor, position: int, rates: list[float] | None = None) -> Tensor:
     """One vector (d,) turned by its rotary angles (Su et al. 2021, eq. 34), pairs being (i, i + d/2)."""
     half = len(x) // 2
     out = x.clone()
     for i in range(half):
-        angle = position / 10000 ** (i / half)
+        angle = position * (rates[i] if rates else 10000 ** (-i / half))
         out[i] = x[i] * math.cos(angle) - x[i + half] * math.sin(angle)
         out[i + half] = x[i] * math.sin(angle) + x[i + half] * math.cos(angle)
     return out
@@ -71,17 +71,21 @@ def softmax_reference(attention, query: Tensor, x: Tensor, mask: Tensor) -> Tens
     scale = 1 / math.sqrt(q.shape[-1])
     time_q, time_k = q.shape[1], k.shape[1]
     if attention.position == "rope":
-        offset = time_k - time_q
+        offset, rates = time_k - time_q, None
+        if latent and attention.rope_frequencies:
+            d_head = attention.d_model // n
+            rates = [10000 ** (-2 * number / d_head) for number in attention.rope_frequencies]
         if latent:
             d_rope = attention.qk_rope_head_dim
             shared = attention.linear_k_rope(x).expand(n, -1, -1)  # eq. 15
             k = torch.cat(
-                (k, torch.stack([turn(row, j) for h in shared for j, row in enumerate(h)]).view(shared.shape)), -1
+                (k, torch.stack([turn(row, j, rates) for h in shared for j, row in enumerate(h)]).view(shared.shape)),
+                -1,
             )
         else:
             d_rope = q.shape[-1]
             k = torch.stack([turn(row, j) for h in k for j, row in enumerate(h)]).view(k.shape)
-        turned = torch.stack([turn(row[-d_rope:], offset + i) for h in q for i, row in enumerate(h)])
+        turned = torch.stack([turn(row[-d_rope:], offset + i, rates) for h in q for i, row in enumerate(h)])
         q = torch.cat((q[..., :-d_rope], turned.view(n, time_q, d_rope)), -1)
     if attention.position == "rel_pos":
         scores = (q + attention.pos_bias_u[:, None]) @ k.transpose(-1, -2) + relative_term(attention, q, time_k)

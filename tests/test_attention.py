@@ -88,6 +88,19 @@ def test_forward_equals_its_definition(kind, position, dtype, tolerance, data):
             assert relative_error(out[row, :length], reference(exact, real, real)) < tolerance
 
 
+@pytest.mark.parametrize("frequencies", [[0, 3], [1, 1], [3, 2]])
+def test_a_rotary_key_turns_by_the_frequencies_that_it_is_given(frequencies):
+    conf = {"kv_lora_rank": 5, "qk_rope_head_dim": 4, "rope_frequencies": frequencies}
+    attention, x = build("mla", "rope", conf, d_model=16, num_heads=2), torch.randn(1, 9, 16)
+    assert (
+        relative_error(call(attention, x, None)[0], reference(copy.deepcopy(attention).double(), *[x[0].double()] * 2))
+        < 1e-5
+    )
+    past, new = attention.project_kv(x[:, :6]), attention.project_kv(x[:, 6:])
+    stepwise = attention.attend(x[:, 6:], past.append(new), None, None)
+    torch.testing.assert_close(stepwise, call(attention, x, None)[:, 6:], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["mha", "gqa", "mla"])
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
@@ -392,6 +405,24 @@ WRONG = [
     ("mla", {"kv_norm": 1}, {}, "kv_norm: 1 must be true or false"),
     ("mla", {"qk_rope_head_dim": 2}, {}, r"qk_rope_head_dim \(2\) needs pos_enc_layer_type: rope"),
     ("mla", {"kv_lora_rank": 8, "qk_rope_head_dim": 3}, {"position": "rope"}, r"qk_rope_head_dim \(3\) must be even"),
+    (
+        "mla",
+        {"kv_lora_rank": 8, "rope_frequencies": [0]},
+        {},
+        r"rope_frequencies \(\[0\]\) must have one number for each pair of qk_rope_head_dim \(0\)",
+    ),
+    (
+        "mla",
+        {"kv_lora_rank": 8, "qk_rope_head_dim": 2, "rope_frequencies": [2]},
+        {"position": "rope"},
+        "rope_frequencies: 2 must be from 0 to 1",
+    ),
+    (
+        "mla",
+        {"kv_lora_rank": 8, "qk_rope_head_dim": 2, "rope_frequencies": 1},
+        {"position": "rope"},
+        "rope_frequencies: 1 must be a list of whole numbers",
+    ),
     ("linear", {}, {"position": "rel_pos"}, "rel_pos, but linear takes rope or abs_pos or scaled_abs_pos"),
     ("mha", {}, {"position": "rope", "num_heads": 16}, "rope needs an even head size"),
 ]

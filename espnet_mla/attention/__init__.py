@@ -15,6 +15,9 @@ from espnet_mla.attention.positions import CachedPosition
 
 ATTENTIONS: dict[str, type[Attention]] = {"mha": MHA, "gqa": GQA, "mla": MLA, "linear": Linear}
 
+# Options of which a layer has several numbers.
+_LISTS = ("rope_frequencies",)
+
 # Sizes that the model around an attention decides.
 _SHARED = ("d_model", "num_heads", "position", "dropout_rate")
 
@@ -58,6 +61,9 @@ def build_attention(
         if isinstance(options[name], bool):
             if not isinstance(value, bool):
                 raise ValueError(f"{key}: {name}: {value!r} must be true or false")
+        elif name in _LISTS:
+            if value is not None and not (isinstance(value, list) and all(type(number) is int for number in value)):
+                raise ValueError(f"{key}: {name}: {value!r} must be a list of whole numbers for each layer")
         elif value is not None and (not isinstance(value, int) or isinstance(value, bool)):
             raise ValueError(f"{key}: {name}: {value!r} must be a whole number")
     sizes: dict[str, Any] = {

@@ -1,11 +1,13 @@
 """Multi-head latent attention: one small vector a frame stands for the keys and values of all heads."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from espnet_mla.attention.base import SoftmaxAttention
 from espnet_mla.attention.cache import FrameCache
-from espnet_mla.attention.positions import CachedPosition, rotate
+from espnet_mla.attention.positions import CachedPosition, rotary_rates, rotate
 
 
 class MLA(SoftmaxAttention):
@@ -33,6 +35,8 @@ class MLA(SoftmaxAttention):
         qk_rope_head_dim: with rope, the size of kr_j; default d_head / 2.
         v_head_dim: size of a head's v; default d_head.
         kv_norm: normalise c_j before it is cached.
+        rope_frequencies: with rope, which frequency turns each pair of kr_j's numbers: n stands for that of the n-th
+            pair of a whole head, ROPE_BASE^(-2n / d_head). Default: those of a head of qk_rope_head_dim.
         Others as in `Attention`.
 
     Raises:
@@ -48,6 +52,7 @@ class MLA(SoftmaxAttention):
         qk_rope_head_dim: int | None = None,
         v_head_dim: int | None = None,
         kv_norm: bool = False,
+        rope_frequencies: Sequence[int] | None = None,
         **sizes,
     ):
         super().__init__(**sizes)
@@ -61,7 +66,11 @@ class MLA(SoftmaxAttention):
         self.v_head_dim = v_head_dim or self.d_head
         self.kv_lora_rank = kv_lora_rank
         self.q_lora_rank = q_lora_rank
+        self.rope_frequencies = None if rope_frequencies is None else tuple(rope_frequencies)
         self._check_sizes()
+        self._rates = None
+        if self.rope_frequencies is not None:
+            self._rates = tuple(rotary_rates(self.d_head)[number] for number in self.rope_frequencies)
 
         d_query = self.num_heads * (self.qk_nope_head_dim + self.qk_rope_head_dim)
         if q_lora_rank:
@@ -90,6 +99,16 @@ class MLA(SoftmaxAttention):
             )
         if self.qk_rope_head_dim % 2 or self.qk_rope_head_dim < 0:
             raise ValueError(f"qk_rope_head_dim ({self.qk_rope_head_dim}) must be even and positive")
+        if self.rope_frequencies is None:
+            return
+        if len(self.rope_frequencies) != self.qk_rope_head_dim // 2:
+            raise ValueError(
+                f"rope_frequencies ({list(self.rope_frequencies)}) must have one number for each pair of "
+                f"qk_rope_head_dim ({self.qk_rope_head_dim})"
+            )
+        for number in self.rope_frequencies:
+            if not 0 <= number < self.d_head // 2:
+                raise ValueError(f"rope_frequencies: {number} must be from 0 to {self.d_head // 2 - 1}")
 
     def project_kv(self, x: Tensor, mask: Tensor | None = None) -> FrameCache:
         latent = self.kv_norm(self.linear_kv_down(x))
@@ -122,7 +141,7 @@ class MLA(SoftmaxAttention):
         k_rope = None
         if self.position == "rope":
             q, q_rope = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), dim=-1)
-            q_rope, k_rope = rotate(q_rope), rotate(kv.tensors[1].unsqueeze(1))
+            q_rope, k_rope = rotate(q_rope, self._rates), rotate(kv.tensors[1].unsqueeze(1), self._rates)
             q = torch.cat((q, q_rope), dim=-1)
         # A quantised layer has no weight that could be absorbed.
         plain = isinstance(self.linear_k_up.weight, Tensor) and isinstance(self.linear_v_up.weight, Tensor)

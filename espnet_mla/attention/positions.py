@@ -12,7 +12,16 @@ from torch import Tensor, nn
 ROPE_BASE = 10000.0
 
 
-def rotate(x: Tensor) -> Tensor:
+type Rates = tuple[float, ...]
+"""Radians by which each pair of a rotary vector turns from one frame to the next."""
+
+
+def rotary_rates(size: int) -> Rates:
+    """Those of a vector of this size (Su et al. 2021, eq. 15): ROPE_BASE^(-2i / size), i from 0 to size / 2 - 1."""
+    return tuple(ROPE_BASE ** (-2 * i / size) for i in range(size // 2))
+
+
+def rotate(x: Tensor, rates: Rates | None = None) -> Tensor:
     """Turn each pair (i, i + d/2) of x's last axis by its rotary angle (Su et al. 2021, eq. 34, in halves).
 
     The last frame stands at 0, the one before it at -1, and so on: queries that are the last frames of a window have
@@ -20,8 +29,9 @@ def rotate(x: Tensor) -> Tensor:
 
     Args:
         x: (..., time, d), d even.
+        rates: of the d/2 pairs; None for `rotary_rates(d)`.
     """
-    return _turn(x, *_cos_sin(1 - x.shape[-2], 1, x))
+    return _turn(x, *_cos_sin(1 - x.shape[-2], 1, x, rates))
 
 
 def rotate_back(x: Tensor, frames: int) -> Tensor:
@@ -33,19 +43,20 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)  # few kernels for a GPU to launch
 
 
-def _cos_sin(first: int, end: int, like: Tensor) -> tuple[Tensor, Tensor]:
+def _cos_sin(first: int, end: int, like: Tensor, rates: Rates | None = None) -> tuple[Tensor, Tensor]:
     """Of frames at `first` to before `end`: cosines, and sines with the signs they are multiplied by, (time, d)."""
     # bfloat16 can't tell frame 1000 from frame 1001.
     dtype = torch.promote_types(like.dtype, torch.float32)
-    if torch.compiler.is_compiling() or type(like) is not Tensor:
-        return _table.__wrapped__(first, end, like.shape[-1] // 2, dtype, like.device)
-    return _table(first, end, like.shape[-1] // 2, dtype, like.device)
+    table = _table.__wrapped__ if torch.compiler.is_compiling() or type(like) is not Tensor else _table
+    return table(first, end, like.shape[-1], rates, dtype, like.device)
 
 
 @lru_cache(maxsize=8)  # every layer of a pass needs the same
-def _table(first: int, end: int, half: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def _table(
+    first: int, end: int, size: int, rates: Rates | None, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):  # training may need them too
-        frequency = ROPE_BASE ** (-torch.arange(half, device=device, dtype=dtype) / half)
+        frequency = torch.tensor(rates or rotary_rates(size), device=device, dtype=dtype)
         angle = torch.arange(first, end, device=device, dtype=dtype).unsqueeze(-1) * frequency  # (time, d / 2)
         cos, sin = angle.cos(), angle.sin()
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)

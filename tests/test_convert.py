@@ -44,6 +44,10 @@ ENCODERS = {  # tag -> encoder and its configuration
             "streaming": {"chunk_size": 4, "left_chunks": 2},
         },
     ),
+    "conformer_rope": (
+        "conformer",
+        {"selfattention_layer_type": "mha", "pos_enc_layer_type": "rope", "linear_units": 16},
+    ),
     "conformer_sdpa": ("conformer", {"rel_pos_type": "latest", "linear_units": 16, "use_sdpa": True}),
 }
 SPEECH = "data/train/wav.scp"
@@ -114,7 +118,7 @@ def record(folder):
     return json.loads((Path(folder) / "conversion.json").read_text())
 
 
-@pytest.mark.parametrize("tag", ENCODERS)
+@pytest.mark.parametrize("tag", [tag for tag in ENCODERS if tag != "conformer_rope"])
 def test_full_rank_gives_the_same_output_with_half_the_cache(tag, tmp_path):
     assert convert(tag, "--kv_lora_rank", str(D), "--calibration", SPEECH, output_dir=tmp_path / "out") == 0
     assert relative_error(encoded(tmp_path / "out"), encoded(f"exp/asr_{tag}")) < 1e-5
@@ -221,6 +225,65 @@ def test_as_many_kv_heads_as_heads_gives_the_same_output(tmp_path):
     options = ("--attention", "gqa", "--num_kv_heads", str(HEADS), "--calibration", SPEECH)
     assert convert("conformer", *options, output_dir=tmp_path / "out") == 0
     torch.testing.assert_close(encoded(tmp_path / "out"), encoded("exp/asr_conformer"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tag", ["conformer", "branchformer_mha", "conformer_abs", "transformer"])
+def test_linear_attention_starts_from_the_weights_there_are_with_rotary_positions_for_relative_ones(tag, tmp_path):
+    assert convert(tag, "--attention", "linear", "--calibration", SPEECH, output_dir=tmp_path / "linear") == 0
+    config = yaml.safe_load((tmp_path / "linear/config.yaml").read_text())["encoder_conf"]
+    relative = tag in ("conformer", "branchformer_mha")
+    assert config["pos_enc_layer_type"] == ("rope" if relative else "abs_pos")
+    was, made = load(f"exp/asr_{tag}").encoder.encoders, load(tmp_path / "linear", "model.pth").encoder.encoders
+    for layers_ in zip(was, made, strict=True):
+        old, new = (getattr(layer, "self_attn", None) or layer.attn for layer in layers_)
+        x = torch.randn(1, 9, D)
+        # Its queries are those that the old one scores the content of a frame with.
+        q = old.linear_q(x).view(1, 9, HEADS, -1) + getattr(old, "pos_bias_u", 0)
+        torch.testing.assert_close(new.linear_q(x).view(q.shape), q)
+        for name in ("linear_k", "linear_v", "linear_out"):
+            torch.testing.assert_close(getattr(new, name)(x), getattr(old, name)(x))
+    for layer in record(tmp_path / "linear")["layers"]:
+        d_head = D // HEADS
+        assert layer["relative_error"] > 0 and layer["bytes_after"] == 0
+        assert layer["state_bytes"] == 4 * HEADS * d_head * (d_head + 1)
+
+
+def test_rotary_keys_become_one_that_the_heads_share(tmp_path):
+    errors, source = [], encoded("exp/asr_conformer_rope")
+    for size in (4, 32):
+        folder = tmp_path / str(size)
+        options = ("--kv_lora_rank", "32", "--qk_rope_head_dim", str(size), "--calibration", SPEECH)
+        assert convert("conformer_rope", *options, output_dir=folder) == 0
+        errors.append(relative_error(encoded(folder), source))
+        assert {layer["bytes_after"] for layer in record(folder)["layers"]} == {4 * (32 + size)}
+    assert errors[1] < 0.5 * errors[0] < 0.05  # what is left is the keys' bias, which a latent has none of
+    frequencies = yaml.safe_load((tmp_path / "4/config.yaml").read_text())["encoder_conf"]["attention_conf"]
+    assert [len(of) for of in frequencies["rope_frequencies"]] == [2] * LAYERS
+
+
+@pytest.mark.parametrize(
+    ("message", "tag", "options"),
+    [
+        ("--calibration is needed", "conformer_rope", ("--kv_lora_rank", "4")),
+        ("--kv_budget 0.1: a model with rope needs --kv_lora_rank", "conformer_rope", ("--kv_budget", "0.1", "--calibration", SPEECH)),
+        ("--qk_rope_head_dim 3: an even number from 2 to 32", "conformer_rope", ("--kv_lora_rank", "4", "--qk_rope_head_dim", "3", "--calibration", SPEECH)),
+        ("--qk_rope_head_dim 4: this model has no rotary positions", "conformer", ("--kv_lora_rank", "4", "--qk_rope_head_dim", "4")),
+        ("--qk_rope_head_dim: --attention gqa has no such option", "conformer_rope", ("--attention", "gqa", "--qk_rope_head_dim", "4")),
+    ],
+)  # fmt: skip
+def test_a_wrong_option_for_rotary_positions_is_refused(capsys, tmp_path, message, tag, options):
+    assert convert(tag, *options, output_dir=tmp_path / "out") == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_rotary_model_becomes_no_gqa(capsys, tmp_path):
+    assert convert("conformer_rope", "--attention", "gqa", output_dir=tmp_path / "out") == 1
+    assert "rope can't be converted to gqa" in capsys.readouterr().err
+
+
+def test_a_streaming_model_that_forgets_becomes_no_linear_one(tmp_path, capsys):
+    assert convert("conformer_streaming", "--attention", "linear", output_dir=tmp_path / "linear") == 1
+    assert "left_chunks" in capsys.readouterr().err
 
 
 def test_ranks_may_differ_by_layer(tmp_path):
@@ -386,11 +449,6 @@ def refuse_model(capsys, tmp_path, message, *options, **changed):
         ("legacy_rel_selfattn (rel_pos_type: legacy, which is ESPnet's default where the key is absent) can't be converted", "conformer", {**SIZES}),
         ("attention_layer_type: FastSelfAttention can't be converted", "branchformer", {**SIZES, "attention_layer_type": "fast_selfattn", "pos_enc_layer_type": "abs_pos"}),
         ("attention_layer_type: gqa can't be converted", "branchformer", {**SIZES, "attention_layer_type": "gqa"}),
-        (
-            "pos_enc_layer_type: rope can't be converted: its keys carry their positions",
-            "branchformer",
-            {**SIZES, "attention_layer_type": "mha", "pos_enc_layer_type": "rope"},
-        ),
         ("qk_norm: true can't be converted", "conformer", {
             **SIZES, "qk_norm": True, "selfattention_layer_type": "selfattn", "pos_enc_layer_type": "abs_pos",
         }),
@@ -675,6 +733,6 @@ def test_asr_train_takes_the_configuration_for_fine_tuning(tmp_path):
 
 
 def test_what_is_offered_is_what_there_is():
-    offered = {"mla": factors.METHODS, "gqa": heads.METHODS}
+    offered = {"mla": factors.METHODS, "gqa": heads.METHODS, "linear": ["copied"]}
     assert tuple(layers._PARTS) == MODULES
     assert {kind: list(methods) for kind, methods in METHODS.items()} == {kind: list(m) for kind, m in offered.items()}

@@ -1,4 +1,4 @@
-"""espnet-mla convert: a trained MHA model becomes an MLA or GQA one, by factorisation."""
+"""espnet-mla convert: a trained MHA model becomes an MLA, GQA or linear one, by factorisation and distillation."""
 
 import argparse
 import json
@@ -14,17 +14,17 @@ from espnet_mla.trained.names import CONVERSION_FILE
 
 DESCRIPTION = """\
 Turn a trained ESPnet model with multi-head attention into one with a smaller KV cache, without training: one latent
-for the keys and values of all heads (--attention mla), or fewer heads of keys and values (--attention gqa). What is
-left is the folder of an experiment, ready to be decoded with (its model is model.pth), to be scored by stage 12 and 13
-(--asr_exp FOLDER), and to be trained on by stage 11 (--asr_config FOLDER/finetune.yaml --pretrained_model
-FOLDER/model.pth).
+for the keys and values of all heads (--attention mla), or fewer heads of keys and values (--attention gqa); or into one
+with linear attention (--attention linear), which is of no use before it has learnt. What is left is the folder of an
+experiment, ready to be decoded with (its model is model.pth), to be scored by stage 12 and 13 (--asr_exp FOLDER), and
+to be trained on by stage 11 (--asr_config FOLDER/finetune.yaml --pretrained_model FOLDER/model.pth).
 """
 
 METHOD_HELP = """\
 mla: attention (least error of what the attention puts out; the default with --calibration), covariance (of keys and
 values), joint (of the weights; the default without), split (of the weights of keys and of values apart). gqa: aligned
 (heads are turned until they agree, then pooled; the default with --calibration), mean (pooled as they are; the default
-without)
+without). linear: copied (the weights as they are, with rotary positions in place of relative ones)
 """
 
 
@@ -70,10 +70,8 @@ def _convert(options: argparse.Namespace, spec: ConversionSpec) -> None:
     result = convert(source, spec, options.device)
     with experiment.leaving(place, options.overwrite) as folder:
         experiment.write(folder, place, source, result.config, result.model.state_dict())
-        record = {
-            "converted_from": {"config": str(source.config_file), "model": str(source.model_file)},
-            **result.record,
-        }
+        files = {"config": source.config_file, "model": source.model_file}
+        record = {"converted_from": experiment.origin(files, place, source), **result.record}
         (folder / CONVERSION_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         figures.write(folder, figures.model_figures(result.model, source.fs))
     print(result.table())
@@ -99,26 +97,29 @@ def _spec(options: argparse.Namespace) -> ConversionSpec:
     modules = options.modules.split(",")
     if unknown := [name for name in modules if name not in MODULES]:
         raise UsageError(f"--modules {options.modules}: {unknown[0]!r} is unknown; valid are {', '.join(MODULES)}")
-    for name in ("kv_lora_rank", "kv_budget", "num_kv_heads"):
-        if getattr(options, name) is not None and (name == "num_kv_heads") != (options.attention == "gqa"):
+    of = {"kv_lora_rank": "mla", "kv_budget": "mla", "qk_rope_head_dim": "mla", "num_kv_heads": "gqa"}
+    for name, attention in of.items():
+        if getattr(options, name) is not None and options.attention != attention:
             raise UsageError(f"--{name}: --attention {options.attention} has no such option")
     sizes = None
     if options.attention == "gqa":
         sizes = _numbers("num_kv_heads", "1" if options.num_kv_heads is None else options.num_kv_heads)
-    elif (options.kv_lora_rank is None) == (options.kv_budget is None):
-        raise UsageError("--attention mla needs either --kv_lora_rank or --kv_budget")
-    elif options.kv_lora_rank is not None:
-        sizes = _numbers("kv_lora_rank", options.kv_lora_rank)
-    elif not 0 < options.kv_budget <= 0.5:
-        raise UsageError(
-            f"--kv_budget {options.kv_budget}: more than 0 and at most 0.5, which is what an exact conversion keeps"
-        )
+    elif options.attention == "mla":
+        if (options.kv_lora_rank is None) == (options.kv_budget is None):
+            raise UsageError("--attention mla needs either --kv_lora_rank or --kv_budget")
+        if options.kv_lora_rank is not None:
+            sizes = _numbers("kv_lora_rank", options.kv_lora_rank)
+        elif not 0 < options.kv_budget <= 0.5:
+            raise UsageError(
+                f"--kv_budget {options.kv_budget}: more than 0 and at most 0.5, which is what an exact conversion keeps"
+            )
     return ConversionSpec(
         attention=options.attention,
         method=method,
         modules=tuple(dict.fromkeys(modules)),
         sizes=sizes,
         kv_budget=options.kv_budget,
+        qk_rope_head_dim=options.qk_rope_head_dim,
         calibration=Path(options.calibration) if options.calibration else None,
         utterances=options.calibration_utterances,
     )
@@ -149,6 +150,10 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--kv_budget", metavar="SHARE", type=float,
         help="mla, in place of a rank: the share of the cache to keep, given to the layers as their spectra deserve",
+    )  # fmt: skip
+    what.add_argument(
+        "--qk_rope_head_dim", metavar="SIZE", type=int,
+        help="mla, of a model with rope: size of the rotary key that all heads share (default: half of a head's)",
     )  # fmt: skip
     what.add_argument("--num_kv_heads", metavar="HEADS", help="gqa: heads of keys and values (default: 1)")
     what.add_argument(

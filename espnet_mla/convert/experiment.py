@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -124,6 +124,14 @@ def check_free(folder: Path, overwrite: bool) -> None:
         raise UserError(f"--output_dir {folder} exists and was not made by espnet-mla convert: name another folder")
     if not overwrite:
         raise UserError(f"--output_dir {folder} exists: give --overwrite to replace it, or name another folder")
+
+
+def origin(files: Mapping[str, Path], place: Path, source: Source) -> dict[str, str]:
+    """Where the files of the source lie, seen from the folder `place`; in full where that is not in its recipe."""
+    place = Path(os.path.abspath(place))
+    beside = not source.packed and place.is_relative_to(source.root)
+    full = {key: os.path.abspath(file) for key, file in files.items()}
+    return {key: os.path.relpath(file, place) for key, file in full.items()} if beside else full
 
 
 def write(folder: Path, place: Path, source: Source, config: dict, state: dict[str, Tensor]) -> None:

@@ -12,11 +12,12 @@ from espnet2.legacy.nets.pytorch_backend.transformer.attention import (
 )
 from torch import Tensor, nn
 
-from espnet_mla.attention import Attention
+from espnet_mla.attention import ATTENTIONS, Attention
 from espnet_mla.attention.gqa import MHA
 from espnet_mla.common.errors import UserError
 from espnet_mla.convert.factors import Factors, Weights
 from espnet_mla.convert.heads import Pooled
+from espnet_mla.convert.rotary import SharedKey
 from espnet_mla.models.decoder import CachedMultiHeadedAttention, TransformerDecoder
 from espnet_mla.models.encoders import ENCODERS, AttentionChoice
 
@@ -41,12 +42,22 @@ class Part:
     kind: str
     options: str
 
+    @property
+    def rotary(self) -> bool:
+        """Whether its positions are rotary ones."""
+        return any(getattr(attention, "position", None) == "rope" for attention in self.attentions.values())
+
     def changed(self, config: dict, choice: str, options: dict) -> dict:
-        """A configuration in which this part has another attention."""
+        """A configuration in which this part has another attention.
+
+        Where that can't have the positions of the old one, the encoder has rotary ones.
+        """
         conf = {key: value for key, value in (config.get(self.conf) or {}).items() if key not in _ESPNET_ONLY}
         if self.conf == "encoder_conf" and config.get("encoder") == "transformer":
             # Where it is none that ESPnet's Transformer knows, it takes this one.
             conf["pos_enc_layer_type"] = "abs_pos"
+        if any(hasattr(one, "linear_pos") for one in self.attentions.values()):
+            conf["pos_enc_layer_type"] = "rel_pos" if "rel_pos" in ATTENTIONS[choice].positions else "rope"
         return {**config, self.conf: {**conf, self.kind: choice, self.options: options}}
 
 
@@ -54,15 +65,19 @@ class Part:
 _ESPNET_ONLY = ("zero_triu", "use_sdpa", "use_flash_attn", "qk_norm")
 
 
-def parts(model: ESPnetASRModel, names: Sequence[str], config: dict) -> list[Part]:
-    """The parts of these names.
+def parts(model: ESPnetASRModel, names: Sequence[str], config: dict, choice: str) -> list[Part]:
+    """The parts of these names, which are to have the attention `choice`.
 
     Raises:
         UserError: one of them can't be converted; the message says why.
     """
     if config.get("use_adapter"):
         raise UserError("use_adapter: true can't be converted: merge the adapter into the weights first")
-    return [_PARTS[name](model, config) for name in names]
+    found = [_PARTS[name](model, config) for name in names]
+    for part in found:
+        for attention in part.attentions.values():
+            _check(attention, part, choice)
+    return found
 
 
 def _encoder(model: ESPnetASRModel, config: dict) -> Part:
@@ -77,8 +92,6 @@ def _encoder(model: ESPnetASRModel, config: dict) -> Part:
         found[f"encoder.encoders.{number}.{slot}"] = getattr(layer, slot)
     if None in found.values():
         raise UserError("encoder_conf: use_attn: false: this Branchformer has no attention to convert")
-    for attention in found.values():
-        _check(attention, f"encoder_conf: {encoder.attention_key}")
     return Part("encoder", found, "encoder_conf", encoder.attention_key, "attention_conf")
 
 
@@ -88,8 +101,6 @@ def _decoder(slot: str, model: ESPnetASRModel, config: dict) -> Part:
     if not isinstance(model.decoder, TransformerDecoder):
         raise UserError(f"decoder: {config.get('decoder')} can't be converted; what can is transformer")
     found = {f"decoder.decoders.{n}.{slot}": getattr(layer, slot) for n, layer in enumerate(model.decoder.decoders)}
-    for attention in found.values():
-        _check(attention, f"decoder_conf: {slot}")
     which = slot.removesuffix("_attn")
     kind, options = f"{which}_attention_layer_type", f"{which}_attention_conf"
     return Part(f"decoder_{which}", found, "decoder_conf", kind, options)
@@ -102,8 +113,9 @@ _PARTS = {  # of `spec.MODULES`
 }
 
 
-def _check(attention: nn.Module, key: str) -> None:
+def _check(attention: nn.Module, part: Part, choice: str) -> None:
     """Refuse an attention that is not multi-head attention as `factors` understands it."""
+    key = f"{part.conf}: {part.kind}"
     if isinstance(attention, LegacyRelPositionMultiHeadedAttention):
         raise UserError(
             f"{key}: legacy_rel_selfattn (rel_pos_type: legacy, which is ESPnet's default where the key is absent) "
@@ -118,8 +130,10 @@ def _check(attention: nn.Module, key: str) -> None:
         raise UserError(
             f"{key}: {type(attention).__name__} can't be converted; what can is selfattn, rel_selfattn and mha"
         )
-    if getattr(attention, "position", None) == "rope":
-        raise UserError(f"{key}: mha with pos_enc_layer_type: rope can't be converted: its keys carry their positions")
+    if getattr(attention, "position", None) == "rope" and choice == "gqa":
+        raise UserError(
+            f"{key}: mha with pos_enc_layer_type: rope can't be converted to gqa: its keys carry their positions"
+        )
     if not isinstance(getattr(attention, "k_norm", None) or nn.Identity(), nn.Identity):
         raise UserError(f"{key}: qk_norm: true can't be converted: normalised keys are no linear map of the frames")
     if getattr(attention, "zero_triu", False):
@@ -155,6 +169,24 @@ def as_mla(attention: SourceAttention, factors: Factors) -> dict[str, Tensor]:
     return _cast(state, attention)
 
 
+def as_rotary_mla(attention: SourceAttention, factors: Factors, shared: SharedKey) -> dict[str, Tensor]:
+    """The parameters of the `mla` that takes the place of an `mha` with rope.
+
+    Its scores are divided by the root of a larger size, which the queries make up for.
+    """
+    heads, d_head = heads_of(attention), weights_of(attention).k.shape[1]
+    scale = (1 + len(shared.down) / d_head) ** 0.5
+
+    def queries(x: Tensor) -> Tensor:  # (h d_head, ...) of each head, for the part without and that with rotation
+        x = x.detach().double().unflatten(0, (heads, -1))
+        return scale * torch.cat((x, shared.queries(x)), dim=1).flatten(0, 1)
+
+    state = as_mla(attention, factors)
+    state |= {f"linear_q.{name}": queries(parameter) for name, parameter in attention.linear_q.named_parameters()}
+    state["linear_k_rope.weight"] = shared.down
+    return _cast(state, attention)
+
+
 def as_gqa(attention: SourceAttention, pooled: Pooled) -> dict[str, Tensor]:
     """The parameters of the `gqa` that replaces `attention`: queries, positions and output rotated with the heads."""
     heads = heads_of(attention)
@@ -178,6 +210,18 @@ def as_gqa(attention: SourceAttention, pooled: Pooled) -> dict[str, Tensor]:
     state["linear_out.weight"] = out.transpose(0, 1).flatten(1)
     state["linear_out.bias"] = _out_bias(attention, pooled.v_shift)
     return _cast(state, attention)
+
+
+def as_linear(attention: SourceAttention) -> dict[str, Tensor]:
+    """The parameters of the `linear` that takes the place of `attention`: its own, to be trained on.
+
+    What all queries add to their scores with relative positions (u of Dai et al. 2019) goes into the queries' bias; the
+    positions' own weights have no place there.
+    """
+    state = _copied(attention, "linear_q", "linear_k", "linear_v", "linear_out")
+    if (bias := getattr(attention, "pos_bias_u", None)) is not None:
+        state["linear_q.bias"] = state["linear_q.bias"] + bias.detach().flatten()
+    return state
 
 
 def _copied(attention: SourceAttention, *names: str) -> dict[str, Tensor]:

@@ -1,17 +1,17 @@
 """convert(): the model of an experiment with other attentions, and a record of each layer's energy and error."""
 
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from espnet2.asr.espnet_model import ESPnetASRModel
 from torch import Tensor, nn
 
-from espnet_mla.attention import attention_context
+from espnet_mla.attention import Cache, attention_context
 from espnet_mla.common.errors import UsageError
 from espnet_mla.common.log import log
-from espnet_mla.convert import calibration, factors, heads, layers
+from espnet_mla.convert import calibration, factors, heads, layers, rotary
 from espnet_mla.convert.calibration import Calibration, CalibrationSummary
 from espnet_mla.convert.layers import Part, SourceAttention
 from espnet_mla.convert.spec import OPTION, ConversionSpec
@@ -38,19 +38,25 @@ class Converted:
 
     def table(self) -> str:
         """A line for each layer, in Markdown."""
-        size = "rank" if self.record["attention"] == "mla" else "kv heads"
+        size = {"mla": "rank", "gqa": "kv heads", "linear": "size"}[self.record["attention"]]
         lines = [
             f"| layer | {size} | bytes a frame before | after | energy kept | relative error of the output |",
             "| --- | --- | --- | --- | --- | --- |",
         ]
         for layer in self.record["layers"]:
-            error = layer["relative_error"]
-            lines.append(
-                f"| {layer['name']} | {layer['size']} | {layer['bytes_before']:,} | {layer['bytes_after']:,} "
-                f"| {layer['energy_kept']:.4f} | {'not measured' if error is None else f'{error:.4f}'} |"
+            energy, error = (
+                unknown if layer[key] is None else f"{layer[key]:.4f}"
+                for key, unknown in (("energy_kept", ""), ("relative_error", "not measured"))
             )
-        before, after = (sum(layer[f"bytes_{when}"] for layer in self.record["layers"]) for when in ("before", "after"))
-        lines.append(f"| all | | {before:,} | {after:,} ({after / before:.2%}) | | |")
+            lines.append(
+                f"| {layer['name']} | {layer['size'] or ''} | {layer['bytes_before']:,} | {layer['bytes_after']:,} "
+                f"| {energy} | {error} |"
+            )
+        before, after, state = (
+            sum(layer[key] for layer in self.record["layers"]) for key in ("bytes_before", "bytes_after", "state_bytes")
+        )
+        kept = f"{after:,} ({after / before:.2%})" if after else f"0, and {state:,} whatever the length"
+        lines.append(f"| all | | {before:,} | {kept} | | |")
         return "\n".join(lines)
 
 
@@ -66,7 +72,9 @@ def convert(source: Source, spec: ConversionSpec, device: str = "cpu") -> Conver
         UserError: it can't be converted so, or the calibration speech is no good.
     """
     model, args = source.load()
-    parts = layers.parts(model, spec.modules, source.config)
+    parts = layers.parts(model, spec.modules, source.config, spec.attention)
+    if spec.qk_rope_head_dim is not None and not any(part.rotary for part in parts):
+        raise UsageError(f"--qk_rope_head_dim {spec.qk_rope_head_dim}: this model has no rotary positions (rope)")
     for part in parts:
         _check_sizes(spec, part)
     speech = None
@@ -87,14 +95,12 @@ def convert(source: Source, spec: ConversionSpec, device: str = "cpu") -> Conver
         calibrated = {"wav_scp": str(speech.path), **summary._asdict()}
     config, state, energy = source.config, model.state_dict(), {}
     for part in parts:
-        made = (_to_mla if spec.attention == "mla" else _to_gqa)(spec, part, statistics)
+        made = _WAYS[spec.attention](spec, part, statistics)
         for name, layer in made.items():
             state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
             state |= {f"{name}.{key}": value for key, value in layer.parameters.items()}
             energy[name] = layer.energy
-        sizes = [layer.size for layer in made.values()]
-        size = sizes[0] if len(set(sizes)) == 1 else sizes
-        config = part.changed(config, spec.attention, {OPTION[spec.attention]: size})
+        config = part.changed(config, spec.attention, _options([layer.options for layer in made.values()]))
     converted, _ = build(with_files(config, source.root), "the converted configuration")
     converted.load_state_dict(state)
     modules = dict(converted.eval().named_modules())
@@ -110,9 +116,10 @@ def convert(source: Source, spec: ConversionSpec, device: str = "cpu") -> Conver
         {
             "name": name,
             "part": part.name,
-            "size": getattr(modules[name], OPTION[spec.attention]),
+            "size": getattr(modules[name], OPTION[spec.attention]) if spec.attention in OPTION else None,
             "bytes_before": _bytes_per_frame(old[name]),
             "bytes_after": _bytes_per_frame(modules[name]),
+            "state_bytes": _cache(modules[name]).nbytes if spec.attention == "linear" else 0,
             "energy_kept": energy[name],
             "relative_error": errors[name],
         }
@@ -126,6 +133,16 @@ def convert(source: Source, spec: ConversionSpec, device: str = "cpu") -> Conver
 def _check_sizes(spec: ConversionSpec, part: Part) -> None:
     attention, number = next(iter(part.attentions.values())), len(part.attentions)
     d_model, num_heads = attention.linear_out.out_features, layers.heads_of(attention)
+    if spec.attention == "linear":
+        return
+    if part.rotary:
+        if not spec.calibration:
+            raise UsageError("--calibration is needed: which rotary positions count is seen on speech alone")
+        if spec.kv_budget:
+            raise UsageError(f"--kv_budget {spec.kv_budget}: a model with rope needs --kv_lora_rank")
+        size = spec.qk_rope_head_dim
+        if size is not None and (size < 2 or size % 2 or size > d_model):
+            raise UsageError(f"--qk_rope_head_dim {size}: an even number from 2 to {d_model} is needed")
     if spec.sizes is None:
         total = _total_rank(spec, part)
         if total < number:
@@ -173,18 +190,30 @@ def _collect_statistics(
 
 
 class Layer(NamedTuple):
-    """What one layer becomes: its kv_lora_rank or num_kv_heads, its parameters, and the share of energy kept."""
+    """What one layer becomes: its options in a configuration, its parameters, and the share of energy kept, if any."""
 
-    size: int
+    options: dict[str, Any]
     parameters: dict[str, Tensor]
-    energy: float
+    energy: float | None
+
+
+def _options(layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Those of a part: one value where all layers have the same, else a list with one for each."""
+    values = {name: [options[name] for options in layers] for name in layers[0]}
+    return {
+        name: of[0] if all(one == of[0] for one in of) and not isinstance(of[0], list) else of
+        for name, of in values.items()
+    }
 
 
 def _to_mla(spec: ConversionSpec, part: Part, statistics: dict[str, CalibrationStatistics | None]) -> dict[str, Layer]:
     method = factors.METHODS[spec.method]
-    methods = {
-        name: method(layers.weights_of(attention), statistics[name]) for name, attention in part.attentions.items()
-    }
+    weights = {name: layers.weights_of(attention) for name, attention in part.attentions.items()}
+    shared = {name: _shared_key(spec, part.attentions[name], statistics[name]) for name in weights if part.rotary}
+    for name, key in shared.items():
+        weights[name] = replace(weights[name], k=key.rest)
+        log(f"{name}: rotary key of {len(key.down)}, energy kept {key.energy:.4f}")
+    methods = {name: method(weights[name], statistics[name]) for name in weights}
     if spec.sizes is None:
         ranks = factors.allocate([one.spectrum for one in methods.values()], _total_rank(spec, part))
     else:
@@ -193,8 +222,28 @@ def _to_mla(spec: ConversionSpec, part: Part, statistics: dict[str, CalibrationS
     for (name, one), rank in zip(methods.items(), ranks, strict=True):
         made = one.factors(rank)
         log(f"{name}: rank {rank} of {len(one.spectrum)}, energy kept {made.energy:.4f}")
-        new[name] = Layer(rank, layers.as_mla(part.attentions[name], made), made.energy)
+        options: dict[str, Any] = {"kv_lora_rank": rank}
+        if part.rotary:
+            options |= {
+                "qk_nope_head_dim": weights[name].k.shape[1],
+                "qk_rope_head_dim": len(shared[name].down),
+                "rope_frequencies": shared[name].frequencies,
+            }
+            parameters = layers.as_rotary_mla(part.attentions[name], made, shared[name])
+        else:
+            parameters = layers.as_mla(part.attentions[name], made)
+        new[name] = Layer(options, parameters, made.energy)
     return new
+
+
+def _shared_key(
+    spec: ConversionSpec, attention: SourceAttention, statistics: CalibrationStatistics | None
+) -> rotary.SharedKey:
+    """The shared rotary key of a layer."""
+    assert statistics is not None  # as `_check_sizes` has seen
+    k = layers.weights_of(attention).k
+    size = spec.qk_rope_head_dim or k.shape[1] // 4 * 2
+    return rotary.shared_key(k, attention.linear_k.bias.detach().double().view(k.shape[:2]), statistics, size)
 
 
 def _to_gqa(spec: ConversionSpec, part: Part, statistics: dict[str, CalibrationStatistics | None]) -> dict[str, Layer]:
@@ -202,8 +251,15 @@ def _to_gqa(spec: ConversionSpec, part: Part, statistics: dict[str, CalibrationS
     for (name, attention), kv_heads in zip(part.attentions.items(), _of_each(spec.sizes or [1], part), strict=True):
         made = method(layers.weights_of(attention), statistics[name], kv_heads)
         log(f"{name}: {kv_heads} of {layers.heads_of(attention)} kv heads, energy kept {made.energy:.4f}")
-        new[name] = Layer(kv_heads, layers.as_gqa(attention, made), made.energy)
+        new[name] = Layer({"num_kv_heads": kv_heads}, layers.as_gqa(attention, made), made.energy)
     return new
+
+
+def _to_linear(_: ConversionSpec, part: Part, _statistics: dict[str, CalibrationStatistics | None]) -> dict[str, Layer]:
+    return {name: Layer({}, layers.as_linear(attention), None) for name, attention in part.attentions.items()}
+
+
+_WAYS = {"mla": _to_mla, "gqa": _to_gqa, "linear": _to_linear}
 
 
 def _of_each(sizes: list[int], part: Part) -> list[int]:
@@ -216,8 +272,13 @@ def _total_rank(spec: ConversionSpec, part: Part) -> int:
     return round(spec.kv_budget * sum(2 * attention.linear_out.out_features for attention in part.attentions.values()))
 
 
+def _cache(attention: Any) -> Cache:
+    """Of one frame."""
+    return cache_of(attention, torch.zeros(1, 1, attention.linear_out.out_features))
+
+
 def _bytes_per_frame(attention: Any) -> int:
-    return cache_of(attention, torch.zeros(1, 1, attention.linear_out.out_features)).nbytes_per_frame
+    return _cache(attention).nbytes_per_frame
 
 
 def _compare(

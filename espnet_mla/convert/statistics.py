@@ -8,7 +8,7 @@ from espnet2.legacy.nets.pytorch_backend.transformer.attention import MultiHeade
 from torch import Tensor, nn
 
 from espnet_mla.attention.gqa import MHA
-from espnet_mla.attention.positions import relative_shift
+from espnet_mla.attention.positions import relative_shift, rotary_rates, rotate
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class CalibrationStatistics:
             n_i times, (h, d, d).
         values: of each head the covariance of m_i, (h, d, d).
         value_means: of each head the mean of m_i, (h, d).
+        rotation: with rope, of each head and pair the mean of sum_j a_ij e^{i w (i - j)}, each query counted n_i times,
+            w being the pair's rate, (h, d_head/2), complex; else None.
     """
 
     frames: int
@@ -37,6 +39,7 @@ class CalibrationStatistics:
     keys: Tensor
     values: Tensor
     value_means: Tensor
+    rotation: Tensor | None = None
 
 
 class StatisticsAccumulator:
@@ -65,6 +68,9 @@ class StatisticsAccumulator:
         self.n = zeros(self.heads)
         self.qq = zeros(self.heads, d_head, d_head)
         self.keys = zeros(self.heads, d, d)
+        self.rotary = getattr(attention, "position", None) == "rope"
+        self.rates = self.v_out.new_tensor(rotary_rates(d_head))
+        self.turned = torch.zeros(self.heads, d_head // 2, dtype=torch.cdouble, device=self.v_out.device)
 
     def add(self, query: Tensor, key: Tensor, position: Tensor | None, mask: Tensor | None) -> None:
         """One utterance without padding.
@@ -91,6 +97,11 @@ class StatisticsAccumulator:
         self.qq += (q * n.unsqueeze(-1)).transpose(1, 2) @ q
         attended = (n.unsqueeze(1) @ a).squeeze(1)  # (h, t_k)
         self.keys += (x.T * attended.unsqueeze(1)) @ x - (m * n.unsqueeze(-1)).transpose(1, 2) @ m
+        if self.rotary:
+            places = torch.arange(len(x), dtype=torch.double, device=x.device).unsqueeze(-1) * self.rates
+            ahead = torch.polar(torch.ones_like(places), places)  # e^{i w j}, (t_k, d_head/2)
+            seen = a.to(ahead.dtype) @ ahead.conj() * ahead[-q.shape[1] :]  # (h, t_q, d_head/2)
+            self.turned += (n.unsqueeze(-1) * seen).sum(1)
 
     def attend(self, query: Tensor, x: Tensor, position: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Queries with their bias u, (h, t_q, d_head), and weights, (h, t_q, t_k), by the definition."""
@@ -105,7 +116,9 @@ class StatisticsAccumulator:
 
         q, k = heads("linear_q", query), heads("linear_k", x)
         scale = 1 / math.sqrt(q.shape[-1])
-        if position is None:
+        if self.rotary:
+            scores = rotate(q) @ rotate(k).transpose(1, 2) * scale
+        elif position is None:
             scores = q @ k.transpose(1, 2) * scale
         else:
             p = heads("linear_pos", position[0].double())
@@ -128,4 +141,6 @@ class StatisticsAccumulator:
             "values": self.mm / self.calls - means.unsqueeze(-1) * means.unsqueeze(-2),
             "value_means": means,
         }
+        if self.rotary:
+            statistics["rotation"] = self.turned / n[..., 0]
         return CalibrationStatistics(self.frames, **{name: value.cpu() for name, value in statistics.items()})

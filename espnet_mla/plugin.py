@@ -13,6 +13,7 @@ from espnet2.train.class_choices import ClassChoices
 
 from espnet_mla.models.ctc import PrefixScorer
 from espnet_mla.models.decoder import DECODERS
+from espnet_mla.models.distilled import DistilledASRModel
 from espnet_mla.models.encoders import ENCODERS
 from espnet_mla.models.frontend import FRONTENDS
 from espnet_mla.models.padding import make_pad_mask
@@ -39,6 +40,7 @@ def register() -> None:
         _put(module.frontend_choices, FRONTENDS)
         _put(module.encoder_choices, ENCODERS)
         _put(module.decoder_choices, DECODERS)
+    importlib.import_module("espnet2.tasks.asr").model_choices.classes["distilled"] = DistilledASRModel
     if copied := sys.modules.get("espnet2.tasks.enh_s2t"):  # with copies of its own, if it was imported before
         for task in ("asr", "st"):
             _put(getattr(copied, f"{task}_encoder_choices"), ENCODERS)

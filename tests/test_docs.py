@@ -29,6 +29,7 @@ PARSERS = {
     "profile": "measure.profile",
     "compare": "measure.compare",
     "convert": "convert.command",
+    "distill": "convert.distill_command",
     "transcribe": "trained.transcribe",
     "stream": "streaming.command",
 }

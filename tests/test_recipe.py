@@ -42,8 +42,11 @@ def test_all_stages_run_and_leave_upstreams_files(trained_recipe):
 
 
 @pytest.mark.slow
-def test_a_trained_model_is_converted_scored_and_trained_on(trained_recipe, tmp_path):
-    """Four of the five commands of docs/convert.md; the fifth is the second scoring."""
+@pytest.mark.parametrize(
+    "teacher", ["", " --model distilled --model_conf teacher=exp/asr_tiny/valid.acc.ave.pth --model_conf labels=1"]
+)
+def test_a_trained_model_is_converted_scored_and_trained_on(trained_recipe, tmp_path, teacher):
+    """The commands of docs/convert.md, but for the second scoring."""
     folder = Path(shutil.copytree(trained_recipe, tmp_path / "recipe", symlinks=True))
     command = [
         sys.executable, "-m", "espnet_mla.cli", "convert", "--asr_model_file", "exp/asr_tiny/valid.acc.ave.pth",
@@ -56,7 +59,7 @@ def test_a_trained_model_is_converted_scored_and_trained_on(trained_recipe, tmp_
     assert scored.returncode == 0, scored.stdout + scored.stderr
     assert "asr_model_model/test_clean|2|" in (folder / "exp/mla8/RESULTS.md").read_text()
     tuned = run(
-        folder, None, *ONE_SET, "--asr_args", "--num_iters_per_epoch 2 --num_workers 0",
+        folder, None, *ONE_SET, "--asr_args", f"--num_iters_per_epoch 2 --num_workers 0{teacher}",
         "--stage", "11", "--stop_stage", "11", "--asr_config", "exp/mla8/finetune.yaml",
         "--pretrained_model", "exp/mla8/model.pth", "--asr_exp", "exp/mla8_tuned",
     )  # fmt: skip

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from espnet_mla.common.errors import UsageError, UserError
+from espnet_mla.convert import distill_command
 from espnet_mla.convert.spec import METHODS, MODULES, ConversionSpec
 from espnet_mla.trained import options as model_options
 from espnet_mla.trained.names import CONVERSION_FILE
@@ -15,9 +16,10 @@ from espnet_mla.trained.names import CONVERSION_FILE
 DESCRIPTION = """\
 Turn a trained ESPnet model with multi-head attention into one with a smaller KV cache, without training: one latent
 for the keys and values of all heads (--attention mla), or fewer heads of keys and values (--attention gqa); or into one
-with linear attention (--attention linear), which is of no use before it has learnt. What is left is the folder of an
-experiment, ready to be decoded with (its model is model.pth), to be scored by stage 12 and 13 (--asr_exp FOLDER), and
-to be trained on by stage 11 (--asr_config FOLDER/finetune.yaml --pretrained_model FOLDER/model.pth).
+with linear attention (--attention linear), which is of no use before it has learnt. With --distill the converted model
+learns from the original what it has lost. What is left is the folder of an experiment, ready to be decoded with (its
+model is model.pth), to be scored by stage 12 and 13 (--asr_exp FOLDER), and to be trained on by stage 11 (--asr_config
+FOLDER/finetune.yaml --pretrained_model FOLDER/model.pth).
 """
 
 METHOD_HELP = """\
@@ -39,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UsageError(
                 "--device mps: a conversion needs float64, which it lacks; valid are cpu, cuda, cuda:1, ..."
             )
+        distill_command.check(options)
+        distill_command.check_needed(options, parser)
         _convert(options, spec)
     except UsageError as error:
         parser.error(str(error))
@@ -75,6 +79,8 @@ def _convert(options: argparse.Namespace, spec: ConversionSpec) -> None:
         (folder / CONVERSION_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         figures.write(folder, figures.model_figures(result.model, source.fs))
     print(result.table())
+    if options.distill:
+        distill_command.run(place, options.distill, options)
     log(f"{place} is complete: {place / experiment.MODEL} ({time.monotonic() - began:.0f} seconds)")
 
 
@@ -178,6 +184,11 @@ def _parser() -> argparse.ArgumentParser:
         default="cpu",
         help="that runs the calibration speech: cpu, cuda, cuda:1, ... (default: %(default)s)",
     )
+    distilled = parser.add_argument_group("distillation, see espnet-mla distill")
+    distilled.add_argument(
+        "--distill", metavar="WAV_SCP", type=Path, help="speech on which the converted model learns from the original"
+    )
+    distill_command.add_options(distilled)
     to = parser.add_argument_group("where to")
     to.add_argument("--output_dir", metavar="FOLDER", required=True, help="as exp/A_mla64; it must not exist")
     to.add_argument(

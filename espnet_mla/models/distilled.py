@@ -1,0 +1,214 @@
+"""A model that learns from another one, frozen, what that one makes of the same speech; no transcript is needed."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from espnet2.asr.espnet_model import ESPnetASRModel
+from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
+from espnet2.legacy.nets.pytorch_backend.transformer.add_sos_eos import add_sos_eos
+from espnet2.torch_utils.device_funcs import force_gatherable
+from torch import Tensor, nn
+
+from espnet_mla.common.errors import UserError
+
+DIVERGENCE = 5.0
+"""Weight of a divergence against a relative squared error."""
+
+
+class Heard(NamedTuple):
+    """What a model makes of a batch.
+
+    Args:
+        blocks: of each block of the encoder its output, (batch, time, d).
+        output: of the encoder, (batch, time, d).
+        lengths: frames of each utterance, (batch,).
+        ctc: log posteriors, (batch, time, vocabulary); None without CTC.
+        decoder_blocks: of each block of the decoder its output, (batch, tokens, d); none without text.
+        decoder: log posteriors of the tokens, (batch, tokens, vocabulary); None without text.
+        tokens: of each utterance, <sos> among them, (batch,); None without text.
+    """
+
+    blocks: list[Tensor]
+    output: Tensor
+    lengths: Tensor
+    ctc: Tensor | None
+    decoder_blocks: list[Tensor]
+    decoder: Tensor | None
+    tokens: Tensor | None
+
+
+class DistilledASRModel(ESPnetASRModel):
+    """ESPnet's model for speech recognition, trained to be like a teacher: `model: distilled` in a configuration.
+
+    The loss is the mean over the encoder's blocks of the relative squared error of their outputs, the same of the
+    encoder's output, and `divergence` times the Kullback-Leibler divergence of the CTC posteriors from the teacher's
+    (Hinton et al., arXiv 1503.02531, eq. 2-4 at temperature 1; the outputs' errors as in X-EcoMLA, arXiv 2503.11132).
+    Where there is text, a transcript or what the teacher has recognised (sequence-level distillation, Kim and Rush,
+    arXiv 1606.07947), the same of the decoder's blocks and of its posteriors is added, and `labels` times the loss
+    that ESPnet trains with.
+
+    Both hear the same: no dropout, no SpecAugment, and normalisation by batch with the statistics that are there.
+
+    Args:
+        teacher: its model file; read when the training begins, decoding does without it.
+        teacher_config: its configuration; None for config.yaml beside the model file.
+        divergence: weight of the divergences.
+        labels: weight of ESPnet's own loss.
+        **conf: of ESPnet's model.
+    """
+
+    error_calculator: Any
+
+    def __init__(
+        self,
+        *,
+        teacher: str,
+        teacher_config: str | None = None,
+        divergence: float = DIVERGENCE,
+        labels: float = 0.0,
+        **conf: Any,
+    ) -> None:
+        super().__init__(**conf)
+        self.teacher_file, self.divergence, self.labels = Path(teacher), divergence, labels
+        self.teacher_config = Path(teacher_config) if teacher_config else self.teacher_file.with_name("config.yaml")
+        self.eval()
+
+    def train(self, mode: bool = True) -> "DistilledASRModel":
+        """Stay in inference mode, whatever is asked for."""
+        self.learning = mode
+        return super().train(False)
+
+    def forward(
+        self,
+        speech: Tensor,
+        speech_lengths: Tensor,
+        text: Tensor | None = None,
+        text_lengths: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """The loss, as ESPnet's trainer takes it.
+
+        Args:
+            speech: (batch, samples).
+            speech_lengths: (batch,).
+            text: (batch, tokens), or None.
+            text_lengths: (batch,), or None.
+            kwargs: what else ESPnet gives; not used.
+
+        Returns:
+            The loss; the figures that are logged; the number of utterances.
+        """
+        speech = speech[:, : speech_lengths.max()]
+        with torch.no_grad():
+            wanted = heard(self.teacher(), speech, speech_lengths, text, text_lengths)
+        got = heard(self, speech, speech_lengths, text, text_lengths)
+        stats = losses(got, wanted)
+        loss = total(stats, self.divergence)
+        if self.labels and text is not None:
+            stats["labels"], espnets = self._with_labels(speech, speech_lengths, text, text_lengths)
+            stats = espnets | stats
+            loss = loss + self.labels * stats["labels"]
+        if torch.isnan(loss):
+            raise UserError("the loss of distillation is not a number (NaN): a lower learning rate may help")
+        stats |= {"loss": loss}
+        detached = {name: one.detach() if isinstance(one, Tensor) else one for name, one in stats.items()}
+        return force_gatherable((loss, detached, len(speech)), loss.device)
+
+    def _with_labels(self, *batch: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
+        """ESPnet's loss, and its figures, the accuracy among them by which it chooses the best model."""
+        calculator = self.error_calculator
+        if self.learning:  # it decodes for its error rates what is no training
+            self.error_calculator = None
+        try:
+            loss, stats, _ = super().forward(*batch)
+        finally:
+            self.error_calculator = calculator
+        return loss, stats
+
+    def teacher(self) -> ESPnetASRModel:
+        """The teacher, which is no part of this model's state."""
+        if "_teacher" not in self.__dict__:
+            from espnet2.tasks.asr import ASRTask  # which imports what has registered this class
+
+            logging.info(f"Teacher: {self.teacher_file}")
+            device = next(self.parameters()).device
+            model, _ = ASRTask.build_model_from_file(self.teacher_config, self.teacher_file, str(device))
+            # Not by nn.Module's way, which would make it a part of what is saved and optimised.
+            self.__dict__["_teacher"] = model.to(next(self.parameters()).dtype).eval().requires_grad_(False)
+        return self.__dict__["_teacher"]
+
+
+def heard(
+    model: ESPnetASRModel, speech: Tensor, speech_lengths: Tensor, text: Tensor | None, text_lengths: Tensor | None
+) -> Heard:
+    """What a model makes of a batch; the shapes are those of `DistilledASRModel.forward`."""
+    with _outputs(model.encoder.encoders) as blocks:
+        output, lengths = model.encode(speech, speech_lengths)
+    output = output[0] if isinstance(output, tuple) else output  # with those of the layers between
+    ctc = model.ctc.log_softmax(output) if model.ctc is not None else None
+    if text is None or text_lengths is None or model.decoder is None:
+        return Heard(blocks, output, lengths, ctc, [], None, None)
+    tokens, _ = add_sos_eos(
+        text[:, : text_lengths.max()].masked_fill(text[:, : text_lengths.max()] == -1, model.ignore_id),
+        model.sos, model.eos, model.ignore_id,
+    )  # fmt: skip
+    with _outputs(model.decoder.decoders) as decoder_blocks:
+        scores, _ = model.decoder(output, lengths, tokens, text_lengths + 1)
+    return Heard(blocks, output, lengths, ctc, decoder_blocks, scores.log_softmax(-1), text_lengths + 1)
+
+
+@contextmanager
+def _outputs(blocks: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """The list that outputs of the blocks are put into while they run."""
+    found: list[Tensor] = []
+
+    def hook(_block: nn.Module, _inputs: tuple, output: Any) -> None:
+        while isinstance(output, tuple):  # with masks, and with positions
+            output = output[0]
+        found.append(output)
+
+    handles = [block.register_forward_hook(hook) for block in blocks]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def losses(got: Heard, wanted: Heard) -> dict[str, Tensor]:
+    """The parts of the loss: relative squared errors and, where there are such posteriors, divergences (`kl_...`)."""
+    frames = ~make_pad_mask(wanted.lengths, maxlen=wanted.output.shape[1]).to(wanted.output.device)
+    parts = {"blocks": _mean_error(got.blocks, wanted.blocks, frames)}
+    parts["output"] = relative_error(got.output, wanted.output, frames)
+    if got.ctc is not None and wanted.ctc is not None:
+        parts["kl_ctc"] = divergence(got.ctc, wanted.ctc, frames)
+    if got.decoder is not None and wanted.decoder is not None and wanted.tokens is not None:
+        tokens = ~make_pad_mask(wanted.tokens, maxlen=wanted.decoder.shape[1]).to(wanted.decoder.device)
+        parts["decoder_blocks"] = _mean_error(got.decoder_blocks, wanted.decoder_blocks, tokens)
+        parts["kl_decoder"] = divergence(got.decoder, wanted.decoder, tokens)
+    return parts
+
+
+def total(parts: dict[str, Tensor], divergence: float) -> Tensor:
+    """The loss of its parts, the divergences weighted."""
+    return torch.stack([one * divergence if name.startswith("kl_") else one for name, one in parts.items()]).sum()
+
+
+def _mean_error(got: list[Tensor], wanted: list[Tensor], mask: Tensor) -> Tensor:
+    return torch.stack([relative_error(*pair, mask) for pair in zip(got, wanted, strict=True)]).mean()
+
+
+def relative_error(got: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
+    """||got - wanted||^2 / ||wanted||^2 over the places (batch, time) where the mask is true."""
+    got, wanted = got[mask].float(), wanted[mask].float()
+    return (got - wanted).square().sum() / wanted.square().sum().clamp_min(torch.finfo(torch.float).tiny)
+
+
+def divergence(got: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
+    """The mean over the places of the mask of KL(wanted || got); both are log posteriors, (batch, time, vocabulary)."""
+    got, wanted = got[mask].float(), wanted[mask].float()
+    return (wanted.exp() * (wanted - got)).sum(-1).mean()

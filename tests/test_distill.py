@@ -95,6 +95,7 @@ def test_convert_distils_in_the_same_command(here):
     assert not all(torch.equal(one, model("exp/converted")[name]) for name, one in model("exp/both").items())
 
 
+@pytest.mark.slow
 def test_a_run_that_was_broken_off_goes_on_to_the_same_model(here, monkeypatch):
     shutil.copytree("exp/converted", "exp/broken", symlinks=True)
     assert status(distill, "exp/converted", "--speech", SPEECH, *WAYS) == 0

@@ -32,6 +32,7 @@ for megabytes in (200, 20, 200):
 
 
 @linux
+@pytest.mark.slow
 def test_more_speech_takes_more(recipe, monkeypatch):
     import espnet_mla
     from espnet_mla.trained.model import find

@@ -70,6 +70,7 @@ def test_what_a_killed_run_has_started_dies_with_it(code, tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_training_of_several_gpus_ends_with_the_process_that_started_it(tmp_path):
     """ESPnet starts a process for each by `spawn`."""
     (tmp_path / "work.py").write_text(

@@ -1,0 +1,169 @@
+"""What distillation gives back of what a conversion costs: errors before and after, on the mini corpus.
+
+    python benchmarks/distillation.py                       # measures what is missing, then prints the tables
+    python benchmarks/distillation.py --table               # only prints what is there
+    python benchmarks/distillation.py --confs conformer_mha --seeds 1 --only "*6.25 %*"
+
+Each model is trained as run.sh does it with conf/<conf>.yaml on the mini corpus, converted with 200 utterances of its
+training set, and distilled on that set without its transcripts. Six epochs are as many steps as the original was
+trained for, three and two the half and the third of them. Both are decoded as stage 12 does, and by CTC alone: the best
+label of each frame, to which the encoder matters most.
+
+The errors are kept in egs2/librispeech_100/asr1/results/mini/distillation.json: what is in there is not measured again.
+They are added over sets and seeds; brackets hold 95 % bootstrap intervals over utterances of the difference to the
+original (Bisani and Ney 2004).
+"""
+
+import argparse
+import contextlib
+import fnmatch
+import itertools
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from conversion import CONFS, RECIPE, SEEDS, Utterances, decoded, decoded_by_ctc, test_sets, trained
+
+from espnet_mla.common.files import write_text
+from espnet_mla.common.log import log
+from espnet_mla.convert import distill_command
+from espnet_mla.convert.command import main as convert
+from espnet_mla.measure.bootstrap import interval, replicates
+
+SCORES = Path("results/mini/distillation.json")
+EXP, SPEECH = Path("mini/exp"), "mini/data/train_clean_100/wav.scp"
+ORIGINAL = "original"
+WHOLE = ("--modules", "encoder,decoder_self,decoder_src")
+CONVERSIONS = {  # name -> options of espnet-mla convert
+    "mla 12.5 %": ("--kv_lora_rank", "24"),
+    "mla 6.25 %": ("--kv_lora_rank", "12"),
+    "mla 3.1 %": ("--kv_lora_rank", "6"),
+    "mla 6.25 %, decoder too": ("--kv_lora_rank", "12", *WHOLE),
+    "gqa, one head, 25 %": ("--attention", "gqa", "--num_kv_heads", "1"),
+    "linear": ("--attention", "linear"),
+}
+EPOCHS = {"mla 6.25 %": (2, 3, 6)}
+
+Scores = dict[str, dict]  # model, seed and row, or "words" -> way of decoding -> set -> errors of each utterance
+
+
+def rows() -> Iterator[tuple[str, str, int]]:
+    """Name of the row, of its conversion, and epochs of distillation."""
+    for name in CONVERSIONS:
+        yield name, name, 0
+        for epochs in EPOCHS.get(name, (6,)):
+            yield f"{name}, distilled, {epochs} epochs", name, epochs
+
+
+def measure(conf: str, seed: int, only: str, ways: dict[str, Callable[[Path, dict[str, Utterances]], dict]]) -> None:
+    """What is missing of one model."""
+    source, data = trained(RECIPE, conf, seed), None
+    folder = EXP / "distillation" / f"{conf}_{seed}"
+    for row, name, epochs in [(ORIGINAL, "", 0), *rows()]:
+        key = f"{conf} seed {seed} {row}"
+        todo = [way for way in ways if way not in read().get(key, {})]
+        if not todo or not (row == ORIGINAL or fnmatch.fnmatch(row, only)):
+            continue
+        data, began, model = data or test_sets(RECIPE), time.monotonic(), source
+        if row != ORIGINAL:
+            model = folder / row.replace(" ", "_")
+            perform(convert, "--asr_model_file", str(source / "valid.acc.ave.pth"), "--calibration", SPEECH,
+                    *CONVERSIONS[name], "--output_dir", str(model), "--overwrite")  # fmt: skip
+        if epochs:
+            began = time.monotonic()
+            perform(distill_command.main, str(model), "--speech", SPEECH, "--epochs", str(epochs))
+        seconds = time.monotonic() - began
+        found = {way: ways[way](model, data) for way in todo}
+        keep(
+            key,
+            found | {"seconds": round(seconds)},
+            {name: [len(words) for _, words in of] for name, of in data.items()},
+        )
+        log(f"{key}: " + ", ".join(f"{way} {sum(map(sum, one.values()))}" for way, one in found.items()))
+        if row != ORIGINAL:
+            shutil.rmtree(model)
+
+
+def perform(command: Callable[[list[str]], int], *arguments: str) -> None:
+    """A command of espnet-mla, in this process."""
+    with contextlib.redirect_stdout(None):
+        if command(list(arguments)):
+            raise SystemExit(f"failed: {' '.join(arguments)}")
+
+
+WAYS = {"beam": decoded, "ctc": decoded_by_ctc}
+
+
+def read() -> Scores:
+    return json.loads(SCORES.read_text()) if SCORES.exists() else {"words": {}}
+
+
+def keep(key: str, found: dict, words: dict[str, list[int]]) -> None:
+    """Add what was found to what is kept."""
+    scores = read()
+    if scores["words"] not in ({}, words):
+        raise SystemExit(f"{SCORES} is of another version of the corpus: delete it")
+    scores["words"] = words
+    scores[key] = scores.get(key, {}) | found
+    lines = (f"{json.dumps(key)}: {json.dumps(value, separators=(',', ':'))}" for key, value in scores.items())
+    write_text(SCORES, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def print_table(conf: str) -> None:
+    """Print what there is of all the seeds that the original was measured with."""
+    scores = read()
+    sets = sorted(scores["words"])
+    words = np.concatenate([scores["words"][name] for name in sets])
+    print(f"\n{conf}\n\n| | seeds | WER | against the original | CTC alone | against the original | seconds |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for row in (ORIGINAL, *(name for name, *_ in rows())):
+        seeds = [
+            seed for seed in SEEDS if all(WAYS.keys() <= scores.get(f"{conf} seed {seed} {one}", {}).keys()
+                                          for one in (ORIGINAL, row))
+        ]  # fmt: skip
+        if not seeds:
+            continue
+        cells = []
+        for way in WAYS:
+            wrong, before = (
+                np.sum(
+                    [
+                        np.concatenate([scores[f"{conf} seed {seed} {one}"][way][name] for name in sets])
+                        for seed in seeds
+                    ],
+                    axis=0,
+                )
+                for one in (row, ORIGINAL)
+            )
+            cells.append(f"{100 * wrong.sum() / words.sum() / len(seeds):.2f}")
+            drawn = replicates(np.array([wrong, before]), len(seeds) * words)
+            low, high = interval(100 * (drawn[:, 0] / drawn[:, 1] - 1))
+            more = 100 * (wrong.sum() / before.sum() - 1)
+            cells.append(f"{more:+.1f} % [{low:+.1f}, {high:+.1f}]" if row != ORIGINAL else "")
+        seconds = np.mean([scores[f"{conf} seed {seed} {row}"]["seconds"] for seed in seeds])
+        print(f"| {row} | {len(seeds)} | {' | '.join(cells)} | {f'{seconds:.0f}' if row != ORIGINAL else ''} |")
+
+
+def main() -> None:
+    """What the module says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    parser.add_argument("--confs", nargs="+", choices=CONFS, default=CONFS)
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS)
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="of the rows' names")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="of decoding")
+    options = parser.parse_args()
+    os.chdir(RECIPE)
+    if not options.table:
+        for seed, conf in itertools.product(options.seeds, options.confs):
+            measure(conf, seed, options.only, {way: WAYS[way] for way in options.ways})
+    for conf in options.confs:
+        print_table(conf)
+
+
+if __name__ == "__main__":
+    main()

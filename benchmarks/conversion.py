@@ -4,6 +4,7 @@
     python benchmarks/conversion.py wer --table            # only prints what was measured so far
     python benchmarks/conversion.py speech FOLDER          # a recipe's folder with a trained model of real speech
     python benchmarks/conversion.py time                   # 12 blocks of 256, 200 utterances of 12.7 s
+    python benchmarks/conversion.py order EXPERIMENT       # statistics of all layers at once, and layer by layer
 
 `wer` trains conf/conformer_mha.yaml and conf/branchformer_mha.yaml on the mini corpus with three seeds each, converts
 each model by every method with 200 utterances of its training set, and decodes the test sets as stage 12 does. What is
@@ -12,6 +13,7 @@ measured is kept in mini/exp/conversion/, and not measured again.
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import resource
@@ -23,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -100,7 +103,10 @@ def decoded(folder: Path, data: dict[str, Utterances]) -> dict[str, list[int]]:
 
 def decoded_by_ctc(folder: Path, data: dict[str, Utterances]) -> dict[str, list[int]]:
     """The same by the best label of each frame alone, to which the encoder matters most."""
-    speech2text = espnet_mla.from_pretrained(folder, beam_size=1)
+    return heard_by_ctc(espnet_mla.from_pretrained(folder, beam_size=1), data)
+
+
+def heard_by_ctc(speech2text: Any, data: dict[str, Utterances]) -> dict[str, list[int]]:
     model, blank = speech2text.asr_model, speech2text.asr_model.blank_id
 
     def text(samples: np.ndarray) -> str:
@@ -282,6 +288,45 @@ def row(name: str, words: dict[str, list[int]], errors: list[float]) -> None:
     print("| " + " | ".join([name, *rates, " ".join(f"{error:.2f}" for error in errors)]) + " |", flush=True)
 
 
+def order(experiment: Path) -> None:
+    """Print the errors by CTC alone where each layer's statistics are gathered with those before it converted, or not.
+
+    Layer by layer, as in GPTQ (arXiv 2210.17323), later layers could make up for what earlier ones lose.
+    """
+    from espnet_mla.attention import build_attention
+    from espnet_mla.convert import calibration, factors, layers
+    from espnet_mla.convert.model import _collect_statistics
+    from espnet_mla.trained.model import find
+
+    recipe = experiment.parents[2]
+    os.chdir(recipe)
+    espnet_mla.register()
+    data = test_sets(recipe)
+    source = find(None, str(experiment / "valid.acc.ave.pth"), None)
+    print("| kept | all at once | layer by layer |\n| --- | --- | --- |")
+    for kept, share in KEPT.items():
+        rank, cells = round(2 * D_MODEL * share), []
+        for by_layer in (False, True):
+            model, args = source.load()
+            (part,) = layers.parts(model, ["encoder"], source.config, "mla")
+            speech = calibration.prepare(Path("mini/data/train_clean_100/wav.scp"), 200, args, False)
+            with contextlib.redirect_stdout(io.StringIO()):
+                names = [[name] for name in part.attentions] if by_layer else [list(part.attentions)]
+                for some in names:
+                    old = {name: part.attentions[name] for name in some}
+                    statistics, _ = _collect_statistics(model, args, old, speech)
+                    for name, attention in old.items():
+                        made = factors.attention(layers.weights_of(attention), statistics[name]).factors(rank)
+                        sizes = {"d_model": D_MODEL, "num_heads": layers.heads_of(attention), "dropout_rate": 0.0}
+                        new = build_attention("mla", {"kv_lora_rank": rank}, position="rel_pos", **sizes).eval()
+                        new.load_state_dict(layers.as_mla(attention, made))
+                        model.set_submodule(name, new)
+            speech2text = espnet_mla.from_pretrained(experiment, beam_size=1)
+            speech2text.asr_model = model
+            cells.append(sum(map(sum, heard_by_ctc(speech2text, data).values())))
+        print(f"| {kept} | {cells[0]} | {cells[1]} |", flush=True)
+
+
 def timed() -> None:
     """Convert a model of 12 blocks of 256 with random weights, by the command, and print its time and peak memory."""
     for conf in CONFS:
@@ -328,11 +373,14 @@ def main() -> None:
     measured.add_argument("--table", action="store_true")
     commands.add_parser("speech").add_argument("recipe", type=Path)
     commands.add_parser("time")
+    commands.add_parser("order").add_argument("experiment", type=Path)
     options = parser.parse_args()
     if options.command == "wer":
         wer(options.recipe.absolute(), options.table)
     elif options.command == "speech":
         speech(options.recipe.absolute())
+    elif options.command == "order":
+        order(options.experiment.absolute())
     else:
         timed()
 

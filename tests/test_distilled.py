@@ -100,6 +100,16 @@ def test_with_labels_espnets_figures_are_there_and_training_decodes_nothing(mode
     assert validation["acc"] is not None and validation["cer"] is not None
 
 
+def test_a_teacher_that_is_missing_or_has_other_tokens_is_named(models):
+    _, student = models
+    student.token_list = student.token_list[::-1]
+    with pytest.raises(UserError, match=r"teacher: exp/asr_tiny/valid.acc.ave.pth has another token_list"):
+        student(**batch())
+    student.teacher_file = student.teacher_file.with_name("other.pth")
+    with pytest.raises(UserError, match=r"model_conf: teacher: exp/asr_tiny/other.pth: .*does not exist"):
+        student(**batch())
+
+
 def test_a_loss_that_is_not_a_number_ends_it(models):
     _, student = models
     with torch.no_grad():

@@ -5,11 +5,11 @@ a distance of D frames they add Re(xi conj(kappa) e^{i w D}) to the score, w bei
 one frequency over all heads are kappa_h ~ sum_m u_hm z_m with complex numbers z_m that are linear in the frame, by the
 singular value decomposition of their map, weighed by what the queries count and by the covariance of the frames. As
 u_hm goes into the queries, z_m is a pair of one rotary key for all heads, as MLA has it (DeepSeek-V2, arXiv 2405.04434,
-eq. 14-15); this turn of the heads is that of TransMLA (2502.07864, section 4.2), with complex numbers for pairs.
+eq. 14-15); TransMLA (2502.07864) turns the heads to the same end.
 
 Pairs are chosen by what their rotation contributes: the energy of z_m in the scores, less what is left of it where
-e^{i w D} is replaced by its mean rho over the calibration speech. (MHA2MLA, 2502.14837, section 3.1, takes the norms of
-queries and keys, without the distances.) That is how the pairs that are not chosen go into the part without positions,
+e^{i w D} is replaced by its mean rho over the calibration speech. (MHA2MLA, 2502.14837, takes the norms of queries and
+keys, without the distances.) That is how the pairs that are not chosen go into the part without positions,
 together with what z_m leaves out, and are factorised with the values.
 """
 

@@ -46,7 +46,7 @@ class DistilledASRModel(ESPnetASRModel):
 
     The loss is the mean over the encoder's blocks of the relative squared error of their outputs, the same of the
     encoder's output, and `divergence` times the Kullback-Leibler divergence of the CTC posteriors from the teacher's
-    (Hinton et al., arXiv 1503.02531, eq. 2-4 at temperature 1; the outputs' errors as in X-EcoMLA, arXiv 2503.11132).
+    (Hinton et al., arXiv 1503.02531, at temperature 1; the outputs' errors as in X-EcoMLA, arXiv 2503.11132).
     Where there is text, a transcript or what the teacher has recognised (sequence-level distillation, Kim and Rush,
     arXiv 1606.07947), the same of the decoder's blocks and of its posteriors is added, and `labels` times the loss
     that ESPnet trains with.
@@ -130,13 +130,22 @@ class DistilledASRModel(ESPnetASRModel):
         return loss, stats
 
     def teacher(self) -> ESPnetASRModel:
-        """The teacher, which is no part of this model's state."""
+        """The teacher, which is no part of this model's state.
+
+        Raises:
+            UserError: it is not there, or has other tokens.
+        """
         if "_teacher" not in self.__dict__:
             from espnet2.tasks.asr import ASRTask  # which imports what has registered this class
 
+            for file in (self.teacher_file, self.teacher_config):
+                if not file.is_file():
+                    raise UserError(f"model_conf: teacher: {self.teacher_file}: {file} does not exist")
             logging.info(f"Teacher: {self.teacher_file}")
             device = next(self.parameters()).device
             model, _ = ASRTask.build_model_from_file(self.teacher_config, self.teacher_file, str(device))
+            if model.token_list != self.token_list:
+                raise UserError(f"model_conf: teacher: {self.teacher_file} has another token_list than this model")
             # Not by nn.Module's way, which would make it a part of what is saved and optimised.
             self.__dict__["_teacher"] = model.to(next(self.parameters()).dtype).eval().requires_grad_(False)
         return self.__dict__["_teacher"]

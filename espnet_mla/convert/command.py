@@ -2,12 +2,12 @@
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from espnet_mla.common.errors import UsageError, UserError
+from espnet_mla.common.errors import UsageError
+from espnet_mla.common.exit_status import exit_status
 from espnet_mla.convert import distill_command
 from espnet_mla.convert.spec import METHODS, MODULES, ConversionSpec
 from espnet_mla.trained import options as model_options
@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Convert, and return the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         spec = _spec(options)
         options.device = model_options.check_device(options.device)
         if options.device == "mps":
@@ -44,15 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         distill_command.check(options)
         distill_command.check_needed(options, parser)
         _convert(options, spec)
-    except UsageError as error:
-        parser.error(str(error))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; no model was written", file=sys.stderr)
-        return 130
-    return 0
+
+    going_on = " or a whole one, which espnet-mla distill goes on with" if options.distill else ""
+    return exit_status(parser, work, f"stopped; no model was written{going_on}")
 
 
 def _convert(options: argparse.Namespace, spec: ConversionSpec) -> None:

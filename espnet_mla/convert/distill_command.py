@@ -1,12 +1,12 @@
 """espnet-mla distill: a converted model learns from the one that it was converted from, without a transcript."""
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from espnet_mla.common.errors import UsageError, UserError
+from espnet_mla.common.exit_status import exit_status
 from espnet_mla.trained import options as model_options
 from espnet_mla.trained.names import CONVERSION_FILE
 
@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Distill, and return the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         options.device = model_options.check_device(options.device)
         check(options)
         if not (options.folder / CONVERSION_FILE).is_file():
@@ -32,15 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{options.folder} has no {CONVERSION_FILE}: give the folder that espnet-mla convert has left"
             )
         run(options.folder, options.speech, options)
-    except UsageError as error:
-        parser.error(str(error))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from there", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_status(parser, work, "stopped; the same command goes on from there")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,13 +3,13 @@
 import argparse
 import inspect
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from espnet_mla.common.errors import UsageError, UserError
+from espnet_mla.common.errors import UsageError
+from espnet_mla.common.exit_status import exit_status
 from espnet_mla.measure.names import check_seconds
 from espnet_mla.trained import options as model_options
 from espnet_mla.trained.decoding import DECODING, FLAG, check, check_for, naming, read_options
@@ -32,19 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, and return the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         _check(options)
         options.device = model_options.check_device(options.device)
         _profile(options)
-    except UsageError as error:
-        parser.error(str(error))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; figures.json stays as it was", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_status(parser, work, "stopped; figures.json stays as it was")
 
 
 def _check(options: argparse.Namespace) -> None:

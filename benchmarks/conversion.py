@@ -37,6 +37,7 @@ import espnet_mla
 from espnet_mla.common.files import write_text
 from espnet_mla.common.tables import read_table
 from espnet_mla.recipe.corpora import CORPORA
+from espnet_mla.trained.tasks import ASR
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "egs2" / "librispeech_100" / "asr1"
@@ -180,7 +181,7 @@ def measure(recipe: Path, conf: str, seed: int) -> None:
 
         tuned = results.with_suffix("")
         config = tuned.with_suffix(".yaml")
-        config.write_text(yaml.safe_dump(finetuning(yaml.safe_load((source / "config.yaml").read_text()))))
+        config.write_text(yaml.safe_dump(finetuning(yaml.safe_load((source / "config.yaml").read_text()), ASR)))
         tune(recipe, config, source / "valid.acc.ave.pth", tuned)
         note("mha, tuned", tuned)
         shutil.rmtree(tuned)

@@ -5,7 +5,6 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
-from collections.abc import Mapping
 from typing import Any
 
 from espnet2.legacy.nets.scorers import ctc
@@ -18,8 +17,8 @@ from espnet_mla.models.encoders import ENCODERS
 from espnet_mla.models.frontend import FRONTENDS
 from espnet_mla.models.padding import make_pad_mask
 
-# ESPnet's tasks whose encoders and decoder are these.
-_TASKS = ("asr", "st", "slu", "s2t")
+# ESPnet's tasks whose encoders and decoders are these.
+_TASKS = ("asr", "st", "slu", "mt", "s2t", "s2t_ctc")
 
 # ESPnet's programs that decode with CTC prefix scores. They take the scorer's class by its name.
 _PROGRAMS = (
@@ -36,15 +35,10 @@ def register() -> None:
     _provide_editdistance()
     module: Any
     for task in _TASKS:
-        module = importlib.import_module(f"espnet2.tasks.{task}")
-        _put(module.frontend_choices, FRONTENDS)
-        _put(module.encoder_choices, ENCODERS)
-        _put(module.decoder_choices, DECODERS)
+        _put(importlib.import_module(f"espnet2.tasks.{task}"))
     importlib.import_module("espnet2.tasks.asr").model_choices.classes["distilled"] = DistilledASRModel
     if copied := sys.modules.get("espnet2.tasks.enh_s2t"):  # with copies of its own, if it was imported before
-        for task in ("asr", "st"):
-            _put(getattr(copied, f"{task}_encoder_choices"), ENCODERS)
-            _put(getattr(copied, f"{task}_decoder_choices"), DECODERS)
+        _put(copied)
     for encoder in ENCODERS:  # they take the function by its name
         module = importlib.import_module(f"espnet2.asr.encoder.{encoder}_encoder")
         module.make_pad_mask = make_pad_mask
@@ -57,8 +51,14 @@ def register() -> None:
             module.CTCPrefixScorer = PrefixScorer
 
 
-def _put(choices: ClassChoices, ours: Mapping[str, type]) -> None:
-    choices.classes.update({name: new for name, new in ours.items() if name in choices.classes})
+def _put(task: types.ModuleType) -> None:
+    """Put ours in place of ESPnet's classes wherever the task has one to choose: for its encoder, a second one, ..."""
+    for choices in [value for value in vars(task).values() if isinstance(value, ClassChoices)]:
+        for ours in (FRONTENDS, ENCODERS, DECODERS):
+            espnets = choices.classes
+            espnets.update(
+                {name: new for name, new in ours.items() if name in espnets and issubclass(new, espnets[name])}
+            )
 
 
 def _provide_editdistance() -> None:

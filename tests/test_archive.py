@@ -135,9 +135,9 @@ def test_a_bad_archive_is_one_line_and_nothing_of_it_stays_in_the_cache(how, tmp
 
 
 def test_a_whole_archive_is_unpacked_once():
-    files = locate(zipped(), MODEL_FILE)[1]
+    files = locate(zipped(), MODEL_FILE).files
     files["asr_model_file"].write_text("still there")
-    assert locate("model.zip", MODEL_FILE)[1]["asr_model_file"].read_text() == "still there"
+    assert locate("model.zip", MODEL_FILE).model.read_text() == "still there"
 
 
 def test_an_archive_holds_one_model_and_no_other_is_taken_for_it():

@@ -22,6 +22,7 @@ from espnet_mla.convert import factors, heads, layers, statistics
 from espnet_mla.convert.command import main
 from espnet_mla.convert.experiment import finetuning
 from espnet_mla.convert.spec import METHODS, MODULES
+from espnet_mla.trained.tasks import ASR
 
 D, LAYERS, HEADS = 32, 2, 2
 SIZES = {"output_size": D, "attention_heads": HEADS, "num_blocks": LAYERS}
@@ -686,7 +687,7 @@ def test_fine_tuning_takes_a_tenth_of_the_epochs_at_a_tenth_of_the_rate():
     config = yaml.safe_load(Path("exp/asr_conformer/config.yaml").read_text())
     config |= {"max_epoch": 70, "keep_nbest_models": [10], "optim_conf": {"lr": 0.002, "weight_decay": 1e-6}}
     config |= {"batch_bins": 12345, "train_shape_file": ["a"], "train_data_path_and_name_and_type": [["a", "b", "c"]]}
-    tuning = finetuning(config)
+    tuning = finetuning(config, ASR)
     assert tuning["max_epoch"] == 7
     assert tuning["keep_nbest_models"] == 7
     assert tuning["optim_conf"].items() >= {"lr": 0.0002, "weight_decay": 1e-6}.items()
@@ -708,7 +709,7 @@ def test_fine_tuning_takes_a_tenth_of_the_epochs_at_a_tenth_of_the_rate():
 def test_the_rate_is_a_tenth_of_the_highest_of_the_schedulers(scheduler, conf, lr, peak):
     config = yaml.safe_load(Path("exp/asr_conformer/config.yaml").read_text())
     config |= {"optim": "adam", "optim_conf": {"lr": lr}, "scheduler": scheduler, "scheduler_conf": conf}
-    tuning = finetuning(config | {"an_old_key": 3})
+    tuning = finetuning(config | {"an_old_key": 3}, ASR)
     assert tuning["optim_conf"]["lr"] == pytest.approx(peak / 10, rel=1e-4)
     assert tuning["scheduler"] is None
     assert "an_old_key" not in tuning

@@ -14,6 +14,7 @@ from espnet_mla.recipe.layout import Layout
 from espnet_mla.recipe.options import parse
 from espnet_mla.streaming.search import MAX_BEAM_SIZE
 from espnet_mla.trained.decoding import NUMBERS, check, check_for, parse_arguments, read_options
+from espnet_mla.trained.tasks import ASR
 
 NAN, INF = float("nan"), float("inf")
 TOKENS = 30  # of the model of `experiment`
@@ -66,27 +67,27 @@ def test_a_least_length_above_the_most_is_refused():
 
 def test_a_beam_has_at_most_one_hypothesis_fewer_than_there_are_tokens():
     config = {"token_list": ["a"] * 25}
-    check_for(config, {"beam_size": 24})
+    check_for(ASR, config, {"beam_size": 24})
     with pytest.raises(UsageError, match="beam_size: 25: the model has 25 tokens: at most 24"):
-        check_for(config, {"beam_size": 25})
+        check_for(ASR, config, {"beam_size": 25})
 
 
 def test_espnets_default_beam_is_checked_too():
     with pytest.raises(UsageError, match="beam_size: 20: the model has 12 tokens"):
-        check_for({"token_list": ["a"] * 12}, {"beam_size": None})
+        check_for(ASR, {"token_list": ["a"] * 12}, {"beam_size": None})
 
 
 @pytest.mark.parametrize(("trained", "given", "message"), [(0, 0.3, "has no CTC"), (1, 0, "has no decoder")])
 def test_weights_need_something_to_weigh(trained, given, message):
     with pytest.raises(UsageError, match=f"ctc_weight: {given}: the model {message}"):
-        check_for({"model_conf": {"ctc_weight": trained}}, {"ctc_weight": given})
+        check_for(ASR, {"model_conf": {"ctc_weight": trained}}, {"ctc_weight": given})
 
 
 def test_a_search_that_takes_no_batch_is_named():
     with pytest.raises(UsageError, match="batch_size: 8: ESPnet decodes decoder: transducer by 1 at a time"):
-        check_for({"decoder": "transducer"}, {"batch_size": 8})
-    check_for({"decoder": "transducer"}, {"batch_size": 1})
-    check_for({"decoder": "transformer"}, {"batch_size": 8})
+        check_for(ASR, {"decoder": "transducer"}, {"batch_size": 8})
+    check_for(ASR, {"decoder": "transducer"}, {"batch_size": 1})
+    check_for(ASR, {"decoder": "transformer"}, {"batch_size": 8})
 
 
 @pytest.mark.parametrize(

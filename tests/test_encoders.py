@@ -4,7 +4,13 @@ import inspect
 
 import pytest
 import torch
-from espnet2.asr.encoder import branchformer_encoder, conformer_encoder, e_branchformer_encoder, transformer_encoder
+from espnet2.asr.encoder import (
+    branchformer_encoder,
+    conformer_encoder,
+    e_branchformer_ctc_encoder,
+    e_branchformer_encoder,
+    transformer_encoder,
+)
 from espnet2.legacy.nets.pytorch_backend.transformer import attention as espnet_attention
 
 from espnet_mla.attention import ATTENTIONS
@@ -14,12 +20,14 @@ ESPNET = {
     "conformer": conformer_encoder.ConformerEncoder,
     "branchformer": branchformer_encoder.BranchformerEncoder,
     "e_branchformer": e_branchformer_encoder.EBranchformerEncoder,
+    "e_branchformer_ctc": e_branchformer_ctc_encoder.EBranchformerCTCEncoder,
     "transformer": transformer_encoder.TransformerEncoder,
 }
 PLAIN = {  # what ESPnet's recipes ask for, and the same of ours
     "conformer": {"rel_pos_type": "latest", "macaron_style": True},
     "branchformer": {},
     "e_branchformer": {"use_ffn": True, "macaron_ffn": True},
+    "e_branchformer_ctc": {"use_ffn": True, "macaron_ffn": True, "input_layer": "conv2d"},
     "transformer": {},
 }
 ABSOLUTE = {"pos_enc_layer_type": "abs_pos"}
@@ -82,7 +90,10 @@ def test_every_key_of_espnet_is_listed_with_its_default_and_ours_beside_them(nam
     ours = inspect.signature(ENCODERS[name]).parameters
     assert {key: ours[key].default for key in theirs} == {key: value.default for key, value in theirs.items()}
     assert set(ours) - set(theirs) <= {"attention_conf", "streaming", "selfattention_layer_type"}
-    assert ours["attention_conf"].default == {} and ours["streaming"].default is None
+    assert ours["attention_conf"].default == {}
+    assert ("streaming" in ours) == ENCODERS[name].can_stream and (
+        "streaming" not in ours or ours["streaming"].default is None
+    )
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -90,7 +101,8 @@ def test_mha_takes_espnets_checkpoint_and_gives_espnets_output(name):
     position = "abs_pos" if name == "transformer" else "rel_pos"
     theirs, ours = build(ESPNET, name), choose(name, "mha", position)
     ours.load_state_dict(theirs.state_dict(), strict=True)
-    assert not any(isinstance(module, espnet_attention.MultiHeadedAttention) for module in ours.modules())
+    kept = [n for n, module in ours.named_modules() if isinstance(module, espnet_attention.MultiHeadedAttention)]
+    assert all(name.endswith(".cross_attn") for name in kept)
     assert_same(ours, theirs)
 
 

@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 import pytest
-from espnet2.tasks import asr, s2t, slu, st
+from espnet2.tasks import asr, mt, s2t, s2t_ctc, slu, st
 
 import espnet_mla
+from espnet_mla.models.decoder import DECODERS
 from espnet_mla.models.encoders import ENCODERS
 
 
@@ -16,7 +17,7 @@ def registered():
 
 
 def test_every_task_gets_the_encoders_and_registering_again_changes_nothing():
-    before = {task: dict(task.encoder_choices.classes) for task in (asr, st, slu, s2t)}
+    before = {task: dict(task.encoder_choices.classes) for task in (asr, st, slu, mt, s2t, s2t_ctc)}
     espnet_mla.register()
     for task, classes in before.items():
         assert task.encoder_choices.classes == classes
@@ -25,20 +26,29 @@ def test_every_task_gets_the_encoders_and_registering_again_changes_nothing():
             assert classes[name] is ENCODERS[name]
 
 
+def test_second_encoders_and_decoders_have_the_choices_too():
+    for choices in (st.hier_encoder_choices, st.md_encoder_choices, s2t_ctc.promptencoder_choices):
+        assert choices.classes["transformer"] is ENCODERS["transformer"]
+    for choices in (st.extra_asr_decoder_choices, st.extra_mt_decoder_choices, mt.decoder_choices):
+        assert choices.classes["transformer"] is DECODERS["transformer"]
+    assert slu.postencoder_choices.classes["conformer"] not in ENCODERS.values(), "another class of that name"
+
+
 def test_importing_the_package_brings_in_neither_torch_nor_espnet():
     code = "import sys, espnet_mla; sys.exit(any(name in sys.modules for name in ('torch', 'espnet2', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def printed_config(monkeypatch, *arguments):
+def printed_config(monkeypatch, *arguments, task=asr.ASRTask):
     """What `asr_train --print_config` prints: it reads sys.argv."""
     monkeypatch.setattr(sys, "argv", ["asr_train", *arguments])
-    return asr.ASRTask.get_default_config()
+    return task.get_default_config()
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_print_config_lists_espnets_keys_and_ours(monkeypatch, name):
-    conf = printed_config(monkeypatch, "--encoder", name)["encoder_conf"]
+    task = s2t_ctc.S2TTask if name == "e_branchformer_ctc" else asr.ASRTask
+    conf = printed_config(monkeypatch, "--encoder", name, task=task)["encoder_conf"]
     assert conf["attention_conf"] == {}
     assert ENCODERS[name].attention_key in conf
     assert {"output_size", "num_blocks", "pos_enc_layer_type", "use_sdpa"} <= set(conf)

@@ -132,7 +132,7 @@ def test_what_is_no_model_is_named(recipe, archive, tmp_path):
     (tmp_path / "empty").mkdir()
     for source, problem in {
         half: "half.zip is not a whole zip archive",
-        voice: "voice.zip holds no speech recogniser: its meta.yaml names only train_config, model_file",
+        voice: "voice.zip holds no model: its meta.yaml names only train_config, model_file",
         tmp_path / "empty": "empty holds neither meta.yaml nor config.yaml: valid are",
     }.items():
         with pytest.raises(UserError, match=problem):

@@ -1,6 +1,7 @@
 """A model of another task, of features or of several speakers is named as what it is, not by a traceback."""
 
 import importlib
+import inspect
 import pkgutil
 from pathlib import Path
 
@@ -17,12 +18,12 @@ from espnet_mla.trained import tasks, transcribe
 from espnet_mla.trained.model import find
 
 NAMES = {
-    "asr": None, "st": "(ST)", "mt": "(MT)", "tts": "(TTS)", "gan_tts": "(TTS)", "tts2": "(TTS2)", "svs": "(SVS)",
-    "gan_svs": "(SVS)", "enh": "(ENH)", "enh_tse": "(TSE)", "diar": "(DIAR)", "slu": "(SLU)", "lm": "(LM)",
-    "lid": "(LID)", "spk": "(SPK)", "s2t": "(S2T)", "s2t_ctc": "(S2T)", "s2st": "(S2ST)", "ssl": "(SSL)",
+    "tts": "(TTS)", "gan_tts": "(TTS)", "tts2": "(TTS2)", "svs": "(SVS)",
+    "gan_svs": "(SVS)", "enh": "(ENH)", "enh_tse": "(TSE)", "diar": "(DIAR)", "lm": "(LM)",
+    "lid": "(LID)", "spk": "(SPK)", "s2st": "(S2ST)", "ssl": "(SSL)",
     "uasr": "(UASR)", "asr_transducer": "espnet2.bin.asr_transducer_train",
 }  # fmt: skip
-"""What the message calls a model of a task; of others it need only be none of speech recognition."""
+"""What the message calls a model of a task that is not taken; of others it need only be refused."""
 
 
 def espnets_tasks() -> dict[str, type[AbsTask]]:
@@ -42,12 +43,26 @@ TASKS = {name: task for name, task in espnets_tasks().items() if name != "abs_ta
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
-def test_every_task_of_espnets_is_told_from_speech_recognition(name):
+def test_every_task_of_espnets_is_told_from_the_others(name):
     config = TASKS[name].get_default_config()
     if name == "enh_s2t":
         config["subtask_series"] = ["enh", "st"]
-    task = tasks.task_of(config)
-    assert (task is None) == (name == "asr") and (NAMES.get(name) or "") in (task or "")
+    taken = {task.name: task for task in tasks.TASKS}
+    if name in taken:
+        assert tasks.task_of(config, "it") is taken[name]
+        assert taken[name].task_class() is TASKS[name]
+        assert {"beam_size", "ctc_weight"} <= tasks_options(taken[name])
+        return
+    with pytest.raises(UserError) as refused:
+        tasks.task_of(config, "it")
+    assert str(refused.value).startswith("it is a model for ") and (NAMES.get(name) or "") in str(refused.value)
+
+
+def tasks_options(task: tasks.Task) -> set[str]:
+    """What its recogniser and its program both take."""
+    of_class = inspect.signature(task.recogniser_class()).parameters.keys()
+    assert {task.config_key, task.model_key} <= of_class
+    return of_class & {action.dest for action in task.parser()._actions}
 
 
 def test_an_old_configuration_of_speech_recognition_is_one():
@@ -55,7 +70,7 @@ def test_an_old_configuration_of_speech_recognition_is_one():
     old = TASKS["asr"].get_default_config()
     for key in ("preprocessor", "preprocessor_conf", "model", "preencoder", "postencoder", "joint_net_conf"):
         del old[key]
-    assert tasks.task_of(old) is None
+    assert tasks.task_of(old, "it") is tasks.ASR
 
 
 @pytest.fixture
@@ -84,10 +99,8 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_refuses_another_tasks_model(way, folder):
-    change(extra_asr_decoder="transformer", src_token_list=["a"])
-    with pytest.raises(
-        UserError, match=r"is a model for speech translation \(ST\): only models for speech recognition"
-    ):
+    change(tts="fastspeech2")
+    with pytest.raises(UserError, match=r"is a model for text to speech \(TTS\): only models for speech recognition"):
         WAYS[way]()
 
 
@@ -97,7 +110,8 @@ def test_transcribe_says_so_in_one_line(folder, capsys):
     said = capsys.readouterr().err
     assert said == (
         "error: exp/asr_tiny is a model for speech enhancement or separation (ENH): only models for speech recognition "
-        "(ASR) are taken\n"
+        "(ASR), speech translation (ST), spoken language understanding (SLU), machine translation (MT), speech to text "
+        "with prompts (S2T), speech to text by CTC with prompts (S2T-CTC) are taken\n"
     )
 
 
@@ -152,9 +166,9 @@ def test_phonemes_that_cannot_be_made_here_are_named(g2p, folder):
     config = {"token_type": "phn", "g2p": g2p}
     with pytest.raises(UserError, match=f"config.yaml: token_type: phn, g2p: {g2p}: "):
         tasks.check_g2p(config, "config.yaml")
-    args = find(None, None, "exp/asr_tiny").load()[1]
+    model, args = find(None, None, "exp/asr_tiny").load()
     vars(args).update(config)
     with pytest.raises(UserError, match=f"g2p: {g2p}"):
-        calibration.Calibration(None, {"a": "b"})._tokeniser(args)  # type: ignore[arg-type]
+        calibration.Calibration(None, {"a": "b"})._tokeniser(model, args)  # type: ignore[arg-type]
     for fine in ({"token_type": "phn", "g2p": None}, {"token_type": "bpe", "g2p": g2p}):
         tasks.check_g2p(fine, "config.yaml")

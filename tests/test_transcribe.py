@@ -65,8 +65,8 @@ def cut_wav(path, speech):
 
 
 def test_an_error_without_a_text_is_shown_by_its_type():
-    assert transcribe._trouble("a.wav", NotImplementedError(), 1.0) == "a.wav: NotImplementedError"
-    assert transcribe._trouble("a.wav", RuntimeError("one\n  two"), 1.0) == "a.wav: one two"
+    for error, said in ((NotImplementedError(), "NotImplementedError"), (RuntimeError("one\n  two"), "one two")):
+        assert transcribe._trouble(transcribe.Outcome("a.wav", error, 1.0, 0.1)) == f"a.wav: {said}"
 
 
 @pytest.mark.parametrize("wrong", [("--beam_size", "0"), ("--ctc_weight", "2"), ("--device", "bogus")])

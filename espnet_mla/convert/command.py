@@ -56,6 +56,7 @@ def _convert(options: argparse.Namespace, spec: ConversionSpec) -> None:
     from espnet_mla.common.log import log
     from espnet_mla.common.processes import end_on_signals
     from espnet_mla.convert import experiment
+    from espnet_mla.convert.distillation import check_task
     from espnet_mla.convert.model import convert
     from espnet_mla.trained import figures
     from espnet_mla.trained.model import find
@@ -66,13 +67,16 @@ def _convert(options: argparse.Namespace, spec: ConversionSpec) -> None:
     experiment.check_free(place, options.overwrite)
     register()
     source = find(options.asr_train_config, options.asr_model_file, options.model_tag)
-    result = convert(source, spec, options.device)
+    if options.distill:
+        check_task(source)
+    prompt = model_options.prompt_of(options, source.task)
+    result = convert(source, spec, options.device, prompt)
     with experiment.leaving(place, options.overwrite) as folder:
         experiment.write(folder, place, source, result.config, result.model.state_dict())
         files = {"config": source.config_file, "model": source.model_file}
         record = {"converted_from": experiment.origin(files, place, source), **result.record}
         (folder / CONVERSION_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        figures.write(folder, figures.model_figures(result.model, source.fs))
+        figures.write(folder, figures.model_figures(result.model, source.fs, prompt=prompt))
     print(result.table())
     if options.distill:
         distill_command.run(place, options.distill, options)
@@ -174,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
         "--calibration_utterances", metavar="N", type=int, default=200,
         help="how many of them, at even distances over the file (default: %(default)s)",
     )  # fmt: skip
+    model_options.add_prompt(how)
     how.add_argument(
         "--device",
         default="cpu",

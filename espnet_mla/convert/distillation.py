@@ -34,6 +34,7 @@ from espnet_mla.trained.locate import with_files
 from espnet_mla.trained.model import Source, find
 from espnet_mla.trained.names import CONVERSION_FILE
 from espnet_mla.trained.speech import Speech, choose
+from espnet_mla.trained.tasks import ASR
 
 WORK = "distill"
 """The folder of the training, below that of the model."""
@@ -79,6 +80,18 @@ class DistillationSpec:
     seed: int = 0
 
 
+def check_task(source: Source) -> None:
+    """Refuse a model that can't be distilled.
+
+    Raises:
+        UserError: it is of another task.
+    """
+    if source.task is not ASR:
+        raise UserError(
+            f"{source.config_file} is a model for {source.task.title}: only models for {ASR.title} are distilled"
+        )
+
+
 def distill(folder: Path, spec: DistillationSpec) -> None:
     """Train a converted model to be like its original; `model.pth` is the trained one then.
 
@@ -103,6 +116,7 @@ def _distill(folder: Path, work: Path, spec: DistillationSpec) -> None:
     espnet_mla.register()
     record = json.loads((folder / CONVERSION_FILE).read_text(encoding="utf-8"))
     student = find(str(folder / "config.yaml"), str(folder / MODEL), None)
+    check_task(student)
     origin = {key: os.path.normpath(folder / file) for key, file in record["converted_from"].items()}
     teacher = find(origin["config"], origin["model"], None)
     if student.config["token_list"] != teacher.config["token_list"]:

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 import yaml
 from espnet2.tasks.abs_task import optim_classes
-from espnet2.tasks.asr import ASRTask
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from espnet_mla.common.errors import UserError
 from espnet_mla.trained.locate import with_files
 from espnet_mla.trained.model import Source
 from espnet_mla.trained.names import CONVERSION_FILE, MODEL_FILE
+from espnet_mla.trained.tasks import Task
 
 MODEL = "model.pth"
 FINETUNE = "finetune.yaml"
@@ -34,13 +34,13 @@ _OF_A_RUN = (
 _OF_A_RUN_BEGIN = ("train_data_path", "valid_data_path", "train_shape", "valid_shape", "dist_", "local_rank", "wandb_")
 
 
-def finetuning(config: dict) -> dict:
+def finetuning(config: dict, task: Task) -> dict:
     """A configuration for stage 11 that trains on for a tenth of the epochs, at a tenth of the rate.
 
     The rate is a tenth of the highest that the training's scheduler came to, and stays there. Everything else is as in
     the training that `config` is of.
     """
-    defaults = vars(ASRTask.get_parser().parse_args([]))
+    defaults = vars(task.task_class().get_parser().parse_args([]))
     named = {key: value for key, value in config.items() if value is not None}
     config = {name: defaults[name] for name in ("max_epoch", "keep_nbest_models", "optim")} | named
     left_out = _OF_A_RUN + (("normalize", "normalize_conf") if config.get("normalize") == "global_mvn" else ())
@@ -156,7 +156,7 @@ def write(folder: Path, place: Path, source: Source, config: dict, state: dict[s
         config = with_files({**config, "init_param": []}, source.root, copied)
     elif named == place:
         config = with_files(config, source.root)
-    for name, content in (("config.yaml", config), (FINETUNE, finetuning(config))):
+    for name, content in (("config.yaml", config), (FINETUNE, finetuning(config, source.task))):
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         (folder / name).write_text(text, encoding="utf-8")
     try:

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from espnet2.asr.espnet_model import ESPnetASRModel
 from espnet2.legacy.nets.pytorch_backend.transformer.attention import (
     LegacyRelPositionMultiHeadedAttention,
     MultiHeadedAttention,
     RelPositionMultiHeadedAttention,
 )
+from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
 
 from espnet_mla.attention import ATTENTIONS, Attention
@@ -65,7 +65,7 @@ class Part:
 _ESPNET_ONLY = ("zero_triu", "use_sdpa", "use_flash_attn", "qk_norm")
 
 
-def parts(model: ESPnetASRModel, names: Sequence[str], config: dict, choice: str) -> list[Part]:
+def parts(model: AbsESPnetModel, names: Sequence[str], config: dict, choice: str) -> list[Part]:
     """The parts of these names, which are to have the attention `choice`.
 
     Raises:
@@ -80,7 +80,7 @@ def parts(model: ESPnetASRModel, names: Sequence[str], config: dict, choice: str
     return found
 
 
-def _encoder(model: ESPnetASRModel, config: dict) -> Part:
+def _encoder(model: AbsESPnetModel, config: dict) -> Part:
     encoder = model.encoder
     if not isinstance(encoder, AttentionChoice):
         raise UserError(f"encoder: {config['encoder']} can't be converted; what can is {', '.join(ENCODERS)}")
@@ -95,12 +95,13 @@ def _encoder(model: ESPnetASRModel, config: dict) -> Part:
     return Part("encoder", found, "encoder_conf", encoder.attention_key, "attention_conf")
 
 
-def _decoder(slot: str, model: ESPnetASRModel, config: dict) -> Part:
-    if model.decoder is None:
+def _decoder(slot: str, model: AbsESPnetModel, config: dict) -> Part:
+    decoder = getattr(model, "decoder", None)
+    if decoder is None:
         raise UserError("model_conf: ctc_weight: 1.0: this model has no decoder to convert")
-    if not isinstance(model.decoder, TransformerDecoder):
+    if not isinstance(decoder, TransformerDecoder):
         raise UserError(f"decoder: {config.get('decoder')} can't be converted; what can is transformer")
-    found = {f"decoder.decoders.{n}.{slot}": getattr(layer, slot) for n, layer in enumerate(model.decoder.decoders)}
+    found = {f"decoder.decoders.{n}.{slot}": getattr(layer, slot) for n, layer in enumerate(decoder.decoders)}
     which = slot.removesuffix("_attn")
     kind, options = f"{which}_attention_layer_type", f"{which}_attention_conf"
     return Part(f"decoder_{which}", found, "decoder_conf", kind, options)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from espnet2.asr.espnet_model import ESPnetASRModel
+from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
 
 from espnet_mla.attention import Cache, attention_context
@@ -18,6 +18,7 @@ from espnet_mla.convert.spec import OPTION, ConversionSpec
 from espnet_mla.convert.statistics import CalibrationStatistics, StatisticsAccumulator
 from espnet_mla.models.caches import cache_of
 from espnet_mla.models.chunked import MaskedChunks
+from espnet_mla.models.encoding import DEFAULT_PROMPT, Prompt
 from espnet_mla.trained.locate import with_files
 from espnet_mla.trained.model import Source, build
 
@@ -32,7 +33,7 @@ class Converted:
         record: of the conversion, in JSON's types.
     """
 
-    model: ESPnetASRModel
+    model: AbsESPnetModel
     config: dict
     record: dict
 
@@ -60,18 +61,19 @@ class Converted:
         return "\n".join(lines)
 
 
-def convert(source: Source, spec: ConversionSpec, device: str = "cpu") -> Converted:
+def convert(source: Source, spec: ConversionSpec, device: str = "cpu", prompt: Prompt = DEFAULT_PROMPT) -> Converted:
     """Convert a trained model.
 
     Args:
         source: the model.
         spec: what it becomes.
         device: that runs it over the calibration speech, in float64 where it matters; all else is the CPU's.
+        prompt: of the calibration speech, for OWSM.
 
     Raises:
         UserError: it can't be converted so, or the calibration speech is no good.
     """
-    model, args = source.load()
+    model, args = source.load(audio=spec.calibration is not None)
     parts = layers.parts(model, spec.modules, source.config, spec.attention)
     if spec.qk_rope_head_dim is not None and not any(part.rotary for part in parts):
         raise UsageError(f"--qk_rope_head_dim {spec.qk_rope_head_dim}: this model has no rotary positions (rope)")
@@ -80,7 +82,7 @@ def convert(source: Source, spec: ConversionSpec, device: str = "cpu") -> Conver
     speech = None
     if spec.calibration:
         with_text = any(part.conf == "decoder_conf" for part in parts)
-        speech = calibration.prepare(spec.calibration, spec.utterances, args, with_text)
+        speech = calibration.prepare(spec.calibration, spec.utterances, args, with_text, prompt)
     else:
         log(f"Without --calibration: method {spec.method}, which looks at the weights alone")
 
@@ -164,7 +166,7 @@ def _check_sizes(spec: ConversionSpec, part: Part) -> None:
 
 
 def _collect_statistics(
-    model: ESPnetASRModel, args: Namespace, attentions: dict[str, SourceAttention], speech: Calibration
+    model: AbsESPnetModel, args: Namespace, attentions: dict[str, SourceAttention], speech: Calibration
 ) -> tuple[dict[str, CalibrationStatistics], CalibrationSummary]:
     """The calibration statistics of each attention, in one pass."""
     accumulators = {name: StatisticsAccumulator(attention) for name, attention in attentions.items()}
@@ -282,7 +284,7 @@ def _bytes_per_frame(attention: Any) -> int:
 
 
 def _compare(
-    model: ESPnetASRModel, args: Namespace, pairs: dict[str, tuple[nn.Module, nn.Module]], speech: Calibration
+    model: AbsESPnetModel, args: Namespace, pairs: dict[str, tuple[nn.Module, nn.Module]], speech: Calibration
 ) -> dict[str, float]:
     """The relative error of each new attention's output, given what the old one is given: ||new - old|| / ||old||."""
     sums = {name: [0.0, 0.0] for name in pairs}

@@ -1,12 +1,10 @@
 """Everything that `espnet-mla profile` measures of one model."""
 
 import contextlib
-import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from espnet2.bin.asr_inference import Speech2Text
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from torch import Tensor
 
@@ -14,9 +12,9 @@ from espnet_mla.common.errors import UserError
 from espnet_mla.common.log import log
 from espnet_mla.measure import identity, memory, scores, speed, streaming, training
 from espnet_mla.models import caches
-from espnet_mla.models.encoding import encoder_of
-from espnet_mla.trained import figures
-from espnet_mla.trained.decoding import DECODING
+from espnet_mla.models.encoding import DEFAULT_PROMPT, Prompt, encoder_of
+from espnet_mla.trained import figures, tasks
+from espnet_mla.trained.decoding import defaults_of
 from espnet_mla.trained.model import Source
 from espnet_mla.trained.speech import choose
 
@@ -31,6 +29,7 @@ def measure(
     device: str,
     dtype: str,
     decoding: dict,
+    prompt: Prompt = DEFAULT_PROMPT,
 ) -> dict:
     """The figures of a model, in JSON's types.
 
@@ -41,7 +40,8 @@ def measure(
         utterances: the most that are decoded.
         lengths: of speech to encode, in seconds.
         device, dtype: PyTorch's names.
-        decoding: options of Speech2Text.
+        decoding: options of ESPnet's recogniser.
+        prompt: for a model that takes one.
 
     Raises:
         UserError: the model or the speech can't be read, or the device or the memory is not available.
@@ -56,7 +56,8 @@ def measure(
         model = model.to(like)
         speech = [samples.to(like) for samples in speech]
         audio = speech or [_noise(source.fs * 10).to(like)]
-        measured = {"model": identity.figures(source, name), **figures.model_figures(model, source.fs, speech)}
+        of_model = figures.model_figures(model, source.fs, [source.heard(samples) for samples in speech], prompt)
+        measured = {"model": identity.figures(source, name), **of_model}
     measured["measured_with"]["speech"] = str(wav_scp) if wav_scp else "noise"
     measured["cache"], measured["encoder"] = {}, {}
     for seconds in lengths:
@@ -64,21 +65,21 @@ def measure(
         log(f"Encoding {length} s of {'speech' if speech else 'noise'}")
         samples = speed.speech_of_length(audio, round(seconds * source.fs))
         with _naming_options(device, dtype, length):
-            encode = encoder_of(model, samples)
+            encode = encoder_of(model, source.heard(samples), prompt)
             measured["cache"][length] = figures.cache_bytes(caches.fill_caches(model, encode))
             measured["encoder"][length] = speed.measure_time(encode, device, seconds)
     if speech:
         log(f"Decoding {len(speech)} utterances")
         with _naming_options(device, dtype):
             measured["decoding"] = _decoding(source, speech, device, dtype, decoding)
-    if getattr(model.encoder, "streaming", None):
+    if source.task is tasks.ASR and getattr(model.encoder, "streaming", None):
         log("Streaming")
         with _naming_options(device, dtype):
             measured["streaming"] = stream_figures(source, audio, device, dtype)
     del model
     if memory.measurable(device):
         log("Measuring memory, in a process for each length")
-        measured["peak_memory"] = memory.peaks(source, lengths, device, dtype)
+        measured["peak_memory"] = memory.peaks(source, lengths, device, dtype, prompt)
     return measured | {"training": trained, "scores": scored}
 
 
@@ -87,8 +88,7 @@ def _decoding(source: Source, speech: list[Tensor], device: str, dtype: str, opt
     seconds = sum(map(len, speech)) / source.fs
     speed.decode(speech2text, speech[:1])
     timed = speed.measure_time(lambda: speed.decode(speech2text, speech), device, seconds)
-    defaults = {name: inspect.signature(Speech2Text).parameters[name].default for name in DECODING}
-    return {**timed, "utterances": len(speech), "options": dict(sorted((defaults | options).items()))}
+    return {**timed, "utterances": len(speech), "options": dict(sorted((defaults_of(source.task) | options).items()))}
 
 
 def stream_figures(source: Source, speech: list[Tensor], device: str, dtype: str) -> dict | None:

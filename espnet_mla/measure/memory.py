@@ -17,7 +17,7 @@ from espnet_mla.common.errors import UserError
 from espnet_mla.common.machine import CORES
 from espnet_mla.common.processes import die_with_parent
 from espnet_mla.common.yaml_files import read_mapping
-from espnet_mla.models.encoding import encoder_of
+from espnet_mla.models.encoding import DEFAULT_PROMPT, Prompt, encoder_of
 from espnet_mla.trained.model import Source
 
 ENVIRONMENT = {
@@ -33,7 +33,9 @@ def measurable(device: str) -> bool:
     return device.startswith("cuda") or os.access(CLEAR_REFS, os.W_OK)
 
 
-def peaks(source: Source, lengths: Sequence[float], device: str, dtype: str) -> dict[str, dict[str, int]]:
+def peaks(
+    source: Source, lengths: Sequence[float], device: str, dtype: str, prompt: Prompt = DEFAULT_PROMPT
+) -> dict[str, dict[str, int]]:
     """The peak memory of encoding one utterance, in bytes above what was allocated before, weights included.
 
     Args:
@@ -42,6 +44,7 @@ def peaks(source: Source, lengths: Sequence[float], device: str, dtype: str) -> 
             allocator would hide the next peak.
         device: PyTorch's name; on a GPU CUDA's counter is read, on a CPU the resident memory of the process.
         dtype: PyTorch's name.
+        prompt: for a model that takes one.
 
     Returns:
         Length, as `length_name` writes it -> bytes of `features`, while ESPnet extracts them, and of the `encoder`
@@ -53,7 +56,7 @@ def peaks(source: Source, lengths: Sequence[float], device: str, dtype: str) -> 
     files = {name: str(getattr(source, name).absolute()) for name in ("config_file", "model_file", "root")}
 
     def measure(length: float) -> dict[str, int]:
-        arguments = json.dumps({**files, "seconds": length, "device": device, "dtype": dtype})
+        arguments = json.dumps({**files, "seconds": length, "device": device, "dtype": dtype, "prompt": vars(prompt)})
         done = subprocess.run(
             [sys.executable, "-m", "espnet_mla.measure.memory", arguments], capture_output=True, text=True, check=False,
             preexec_fn=partial(die_with_parent, os.getpid()),
@@ -74,17 +77,20 @@ def length_name(seconds: float) -> str:
     return f"{seconds:g}"
 
 
-def _peak(*, config_file: str, model_file: str, root: str, seconds: float, device: str, dtype: str) -> dict[str, int]:
+def _peak(
+    *, config_file: str, model_file: str, root: str, seconds: float, device: str, dtype: str, prompt: dict[str, str]
+) -> dict[str, int]:
     """The bytes of one length, in a process that `peaks` has started."""
     register()
     source = Source(read_mapping(Path(config_file)), Path(config_file), Path(model_file), Path(root), packed=False)
     model, _ = source.load()
     model = model.to(device=device, dtype=getattr(torch, dtype))
     noise = torch.rand(round(seconds * source.fs)).to(device=device, dtype=getattr(torch, dtype)) - 0.5
-    encoder_of(model, noise[: source.fs])()  # allocates what is kept for later calls
+    listening = partial(encoder_of, model, prompt=Prompt(**prompt))
+    listening(noise[: source.fs])()  # allocates what is kept for later calls
     peak = partial(_on_gpu, device) if device.startswith("cuda") else _on_cpu
     run: list[Callable[[], object]] = []
-    features = peak(lambda: run.append(encoder_of(model, noise)))
+    features = peak(lambda: run.append(listening(source.heard(noise))))
     return {"features": features, "encoder": peak(run[0])}
 
 

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     model_options.check(options)
-    check_seconds(options.seconds)
+    check_seconds(options.seconds or ())
     if options.utterances < 1:
         raise UsageError(f"--utterances {options.utterances}: at least 1 is needed")
     check({name: getattr(options, name) for name in DECODING}, FLAG)
@@ -69,7 +69,8 @@ def _profile(options: argparse.Namespace) -> None:
         name=Path(os.path.abspath(folder)).name,
         wav_scp=Path(options.wav_scp) if options.wav_scp else None,
         utterances=options.utterances,
-        lengths=list(dict.fromkeys(options.seconds)),
+        lengths=_lengths(options.seconds, source),
+        prompt=model_options.prompt_of(options, source.task),
         device=options.device,
         dtype=options.dtype,
         decoding=_decoding(options, source),
@@ -77,6 +78,20 @@ def _profile(options: argparse.Namespace) -> None:
     figures.write(folder, measured)
     print(table(measured))
     log(f"{folder / FIGURES_FILE} is complete ({time.monotonic() - began:.0f} seconds)")
+
+
+def _lengths(seconds: Sequence[float] | None, source: "Source") -> list[float]:
+    """Of the speech to encode.
+
+    Raises:
+        UsageError: the model can't hear so long a one.
+    """
+    window = source.window
+    if window is None:
+        return list(dict.fromkeys(seconds or SECONDS))
+    if seconds and max(seconds) > window:
+        raise UsageError(f"--seconds {max(seconds):g}: this model hears {window:g} s, to which all speech is padded")
+    return list(dict.fromkeys(seconds or [window]))
 
 
 def _folder(options: argparse.Namespace, source: "Source") -> Path:
@@ -93,22 +108,21 @@ def _folder(options: argparse.Namespace, source: "Source") -> Path:
 
 
 def _decoding(options: argparse.Namespace, source: "Source") -> dict:
-    """Options for Speech2Text: those of --inference_config, overridden by those of the command line.
+    """Options for ESPnet's recogniser: those of --inference_config, overridden by those of the command line.
 
     Raises:
         UserError: one can't have its value, or the model can't bear it.
     """
-    from espnet2.bin.asr_inference import Speech2Text
-
     own = ("device", "dtype")  # which this command has itself
-    taken = inspect.signature(Speech2Text).parameters.keys() - own
-    configured = read_options(Path(options.inference_config)) if options.inference_config else {}
+    taken = inspect.signature(source.task.recogniser_class()).parameters.keys() - own
+    configured = read_options(Path(options.inference_config), source.task) if options.inference_config else {}
     given = {name: value for name in DECODING if (value := getattr(options, name)) is not None}
     decoding = {name: value for name, value in configured.items() if name in taken} | given
+    decoding |= model_options.symbols(options, source.task)
     named = naming(configured, options.inference_config, given)
     check(decoding, named)
     if options.wav_scp:  # else nothing is decoded
-        check_for(with_files(source.config, source.root), decoding, named)
+        check_for(source.task, with_files(source.config, source.root), decoding, named)
     return decoding
 
 
@@ -132,12 +146,14 @@ def _parser() -> argparse.ArgumentParser:
         help="how many of its utterances are decoded, evenly spaced over the file (default: %(default)s)",
     )  # fmt: skip
     data.add_argument(
-        "--seconds", metavar="S", type=float, nargs="+", default=SECONDS,
-        help="lengths of speech to encode, made by concatenating utterances (default: 10 30 60 300)",
+        "--seconds", metavar="S", type=float, nargs="+",
+        help="lengths of speech to encode, made by concatenating utterances (default: 10 30 60 300; of a model that "
+        "pads its speech, as OWSM, what it pads to)",
     )  # fmt: skip
     computing = parser.add_argument_group("computing and decoding")
     computing.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     computing.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: %(default)s)")
+    model_options.add_prompt(computing)
     computing.add_argument("--inference_config", metavar="FILE", help="decoding options, such as conf/decode_asr.yaml")
     for name, (kind, meaning) in DECODING.items():
         computing.add_argument(f"--{name}", type=kind, help=meaning)

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from espnet2.bin.asr_inference import Speech2Text
 from torch import Tensor
 
 ENOUGH = {2: 20.0, 3: 2.0, 10: 0.0}
@@ -18,7 +17,7 @@ def speech_of_length(speech: Sequence[Tensor], samples: int) -> Tensor:
     return joined.repeat(-(-samples // len(joined)))[:samples]
 
 
-def decode(speech2text: Speech2Text, speech: Sequence[Tensor]) -> None:
+def decode(speech2text: Callable[[Tensor], object], speech: Sequence[Tensor]) -> None:
     """Decode utterances (time,) one after the other."""
     for samples in speech:
         speech2text(samples)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.attention import (
@@ -10,13 +9,12 @@ from espnet2.legacy.nets.pytorch_backend.transformer.attention import (
     MultiHeadedAttention,
     RelPositionMultiHeadedAttention,
 )
+from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
 
 from espnet_mla.attention import Attention, Cache, FrameCache
 from espnet_mla.models.decoder import CachedMultiHeadedAttention, TransformerDecoder
-
-if TYPE_CHECKING:
-    from espnet2.asr.espnet_model import ESPnetASRModel
+from espnet_mla.models.encoding import DEFAULT_PROMPT, Prompt, inputs_of
 
 TOKENS = 10  # that the decoder is given
 
@@ -55,24 +53,24 @@ class CacheReport:
         """Of all layers together, for this utterance."""
         return sum(cache.nbytes for cache in self.caches)
 
-    def figures(self, rate: float) -> dict:
+    def figures(self, rate: float | None) -> dict:
         """In JSON's types.
 
         Args:
-            rate: frames a second.
+            rate: frames a second; None where there are no seconds.
         """
         per_unit = sum(self.bytes_per_frame)
         return {
             "attention": self.attention,
             "layers": len(self.caches),
             f"bytes_per_{self.unit}": per_unit,
-            **({"bytes_per_second": round(per_unit * rate)} if self.unit == "frame" else {}),
+            **({"bytes_per_second": round(per_unit * rate)} if self.unit == "frame" and rate else {}),
             "fixed_bytes": sum(self.fixed_bytes),
         }
 
 
 @torch.inference_mode()
-def fill_caches(model: "ESPnetASRModel", encode: Callable[[], tuple]) -> dict[str, CacheReport]:
+def fill_caches(model: AbsESPnetModel, encode: Callable[[], tuple]) -> dict[str, CacheReport]:
     """The caches of each part of a model after one utterance.
 
     ESPnet's own encoder attentions keep nothing between calls; they are represented by the keys and values that they
@@ -80,7 +78,7 @@ def fill_caches(model: "ESPnetASRModel", encode: Callable[[], tuple]) -> dict[st
 
     Args:
         model: whose caches they are.
-        encode: runs its encoder on the utterance and returns the encoder's output.
+        encode: of `encoder_of`, for the utterance.
     """
     inputs: dict[str, Tensor] = {}
 
@@ -90,8 +88,12 @@ def fill_caches(model: "ESPnetASRModel", encode: Callable[[], tuple]) -> dict[st
 
         return hook
 
-    modules = model.encoder.named_modules()
-    attentions = {name: module for name, module in modules if isinstance(module, Attention | MultiHeadedAttention)}
+    attentions = {
+        name: module
+        for name, module in model.encoder.named_modules()
+        # What OWSM-CTC's keeps of its prompt does not grow with the speech.
+        if isinstance(module, Attention | MultiHeadedAttention) and not name.endswith(".cross_attn")
+    }
     handles = [module.register_forward_pre_hook(record(name)) for name, module in attentions.items()]
     try:
         encoded = encode()[0]
@@ -102,9 +104,8 @@ def fill_caches(model: "ESPnetASRModel", encode: Callable[[], tuple]) -> dict[st
     if inputs:
         filled = [cache_of(attentions[name], inputs[name]) for name in attentions]
         reports["encoder"] = CacheReport("encoder", _choice(attentions[next(iter(inputs))]), filled)
-    if isinstance(model.decoder, TransformerDecoder):
-        encoded = encoded[0] if isinstance(encoded, tuple) else encoded  # beside the outputs of intermediate layers
-        reports |= _decoder(model.decoder, encoded[0], model.sos)
+    if isinstance(decoder := getattr(model, "decoder", None), TransformerDecoder):
+        reports |= _decoder(decoder, encoded[0], model.sos)
     return reports
 
 
@@ -120,13 +121,12 @@ def _decoder(decoder: TransformerDecoder, encoded: Tensor, sos: int) -> dict[str
     }
 
 
-def frame_rate(model: "ESPnetASRModel", fs: int) -> float:
+def frame_rate(model: AbsESPnetModel, fs: int, prompt: Prompt = DEFAULT_PROMPT) -> float:
     """Encoder frames for a second of audio at `fs` Hz."""
     like = next(model.parameters())
 
     def frames(seconds: int) -> int:
-        samples = torch.zeros(1, seconds * fs).to(like)
-        return int(model.encode(samples, torch.tensor([samples.shape[1]], device=like.device))[1][0])
+        return int(model.encode(**inputs_of(model, torch.zeros(seconds * fs).to(like), prompt))[1][0])
 
     with torch.inference_mode():
         return (frames(11) - frames(1)) / 10  # the difference, because the ends of an utterance lose some

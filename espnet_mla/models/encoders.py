@@ -8,7 +8,13 @@ import inspect
 import math
 from typing import Any, ClassVar
 
-from espnet2.asr.encoder import branchformer_encoder, conformer_encoder, e_branchformer_encoder, transformer_encoder
+from espnet2.asr.encoder import (
+    branchformer_encoder,
+    conformer_encoder,
+    e_branchformer_ctc_encoder,
+    e_branchformer_encoder,
+    transformer_encoder,
+)
 from torch import Tensor, nn
 
 from espnet_mla.attention import ATTENTIONS, POSITIONS, build_attentions
@@ -59,13 +65,15 @@ class AttentionChoice(StreamingEncoder):
 
     attention_key: ClassVar[str]
     position_kinds: ClassVar[tuple[str, ...]] = tuple(_ESPNET_POSITION)
+    can_stream: ClassVar[bool] = True
     __signature__: ClassVar[inspect.Signature]
     _espnet_keys: ClassVar[frozenset[str]]
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         espnets = cls.__bases__[1]
-        ours: dict[str, object] = {cls.attention_key: "selfattn", "attention_conf": {}, "streaming": None}
+        ours: dict[str, object] = {cls.attention_key: "selfattn", "attention_conf": {}}
+        ours |= {"streaming": None} if cls.can_stream else {}
         cls.__signature__ = extended(espnets, ours)
         cls._espnet_keys = frozenset(inspect.signature(espnets).parameters)
 
@@ -103,14 +111,14 @@ class AttentionChoice(StreamingEncoder):
             slot = "self_attn" if hasattr(layer, "self_attn") else "attn"
             if getattr(layer, slot) is not None:  # a Branchformer layer may lack its attention branch
                 setattr(layer, slot, attention)
-        if conf["streaming"] is not None:
+        if conf.get("streaming") is not None:
             self._configure_streaming(conf | {"pos_enc_layer_type": position})
 
     def _espnet_conf(self, conf: dict) -> dict:
         return {key: value for key, value in conf.items() if key in self._espnet_keys}
 
     def _build_espnet(self, conf: dict, kind: str, attention_conf: dict) -> None:
-        ours = {"attention_conf": attention_conf or None, "streaming": conf["streaming"]}
+        ours = {"attention_conf": attention_conf or None, "streaming": conf.get("streaming")}
         if conf["pos_enc_layer_type"] == "rope":  # ESPnet's Transformer would take it for abs_pos
             ours["pos_enc_layer_type"] = "rope"
         for key, value in ours.items():
@@ -183,6 +191,16 @@ class EBranchformerEncoder(AttentionChoice, e_branchformer_encoder.EBranchformer
     attention_key = "attention_layer_type"
 
 
+class EBranchformerCTCEncoder(AttentionChoice, e_branchformer_ctc_encoder.EBranchformerCTCEncoder):
+    """E-Branchformer of OWSM-CTC (Peng et al. 2024, arXiv 2402.12654), which also hears a prompt by cross-attention.
+
+    The choice is of its self-attention; the cross-attention stays ESPnet's.
+    """
+
+    attention_key = "attention_layer_type"
+    can_stream = False  # the prompt's tokens stand before the speech
+
+
 class TransformerEncoder(AttentionChoice, transformer_encoder.TransformerEncoder):
     """Transformer (Vaswani et al. 2017). ESPnet's has no key for its attention; here it is Conformer's."""
 
@@ -194,5 +212,6 @@ ENCODERS = {
     "conformer": ConformerEncoder,
     "branchformer": BranchformerEncoder,
     "e_branchformer": EBranchformerEncoder,
+    "e_branchformer_ctc": EBranchformerCTCEncoder,
     "transformer": TransformerEncoder,
 }

@@ -1,23 +1,84 @@
 """A model's encoder as a function without arguments, which can be timed apart from feature extraction."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
+from espnet2.mt.espnet_model import ESPnetMTModel
+from espnet2.s2t.espnet_ctc_model import ESPnetS2TCTCModel
+from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from espnet2.asr.espnet_model import ESPnetASRModel
+from espnet_mla.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model of ESPnet's speech-to-text task (OWSM) is told of the speech, by symbols of its token list.
+
+    Args:
+        lang_sym: the language.
+        task_sym: what is to be done.
+    """
+
+    lang_sym: str = "<eng>"
+    task_sym: str = "<asr>"
+
+    def ids(self, token_list: list[str]) -> list[int]:
+        """The tokens of both.
+
+        Raises:
+            UserError: one is no token.
+        """
+        for option, symbol in vars(self).items():
+            if symbol not in token_list:
+                symbols = [token for token in token_list if token[:1] == "<" and token[-1:] == ">"]
+                raise UserError(
+                    f"{option}: {symbol} is no token of the model; it has {', '.join(symbols[:20]) or 'no symbols'}"
+                )
+        return [token_list.index(symbol) for symbol in vars(self).values()]
+
+
+DEFAULT_PROMPT = Prompt()
+"""ESPnet's: English, to be transcribed."""
+
+
+def inputs_of(model: AbsESPnetModel, samples: Tensor, prompt: Prompt = DEFAULT_PROMPT) -> dict[str, Tensor]:
+    """What the model's `encode` takes for an utterance, in the manner of its task.
+
+    Args:
+        model: of any of ESPnet's tasks that `espnet_mla.trained.tasks` has.
+        samples: (time,); of a model for machine translation the tokens of the text.
+        prompt: for OWSM-CTC, whose encoder hears it.
+    """
+
+    def batch(name: str, content: Tensor) -> dict[str, Tensor]:
+        return {name: content[None], f"{name}_lengths": torch.tensor([len(content)], device=content.device)}
+
+    if isinstance(model, ESPnetMTModel):
+        return batch("src_text", samples)
+    inputs = batch("speech", samples)
+    if isinstance(model, ESPnetS2TCTCModel):
+        for name, ids in (("text_prev", [model.na]), ("prefix", prompt.ids(model.token_list))):
+            inputs |= batch(name, torch.tensor(ids, device=samples.device))
+    return inputs
 
 
 class _EncoderCalled(Exception):
     """Carries the arguments that the encoder was called with."""
 
 
-def encoder_of(model: "ESPnetASRModel", samples: Tensor) -> Callable[[], tuple[Tensor, ...]]:
-    """A function that runs the encoder alone, on features extracted once from samples (time,).
+def encoder_of(
+    model: AbsESPnetModel, samples: Tensor, prompt: Prompt = DEFAULT_PROMPT
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    """A function that runs the encoder alone, on features extracted once, and returns what the decoder attends to and
+    the lengths.
 
     ESPnet's feature extraction takes longer and more memory than a small encoder and would hide the attention's cost.
+    The encoders that come after the first one (hier_encoder, postencoder) are run as well.
+
+    Args:
+        model, samples, prompt: as of `inputs_of`.
     """
 
     def stop(_: nn.Module, inputs: tuple, named: dict) -> None:
@@ -26,14 +87,19 @@ def encoder_of(model: "ESPnetASRModel", samples: Tensor) -> Callable[[], tuple[T
     handle = model.encoder.register_forward_pre_hook(stop, with_kwargs=True)
     try:
         with torch.inference_mode():
-            model.encode(samples.unsqueeze(0), torch.tensor([len(samples)], device=samples.device))
+            model.encode(**inputs_of(model, samples, prompt))
     except _EncoderCalled as call:
         inputs, named = call.args
     finally:
         handle.remove()
+    later = [getattr(model, name, None) for name in ("hier_encoder", "postencoder")]
 
-    def run() -> tuple[Tensor, ...]:
+    def run() -> tuple[Tensor, Tensor]:
         with torch.inference_mode():
-            return model.encoder(*inputs, **named)
+            encoded, lengths, *_ = model.encoder(*inputs, **named)
+            encoded = encoded[0] if isinstance(encoded, tuple) else encoded  # beside those of the layers between
+            for encoder in filter(None, later):
+                encoded, lengths, *_ = encoder(encoded, lengths)
+            return encoded, lengths
 
     return run

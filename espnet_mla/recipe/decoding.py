@@ -1,4 +1,4 @@
-"""Stage 12: speech to text by espnet2.bin.asr_inference, in jobs side by side, and how long it took."""
+"""Stage 12: speech to text by ESPnet's program for the model's task, in jobs side by side, and how long it took."""
 
 import json
 import re
@@ -20,7 +20,8 @@ from espnet_mla.trained.decoding import check as check_numbers
 from espnet_mla.trained.decoding import check_for, naming, parse_arguments, read_options
 from espnet_mla.trained.inference import chunk_options
 
-OUTPUTS = ("token", "token_int", "score", "text")
+OUTPUTS = ("token", "token_int", "score", "text", "text_nospecial")
+"""What a program writes; only that of speech to text with prompts (OWSM) the last one, a text without symbols."""
 UNFINISHED = ".unfinished.json"
 """In a folder of decodings that is not finished: the sets that are done, and what they were decoded from."""
 
@@ -34,11 +35,11 @@ def check(layout: Layout) -> None:
         UserError: --inference_config or --inference_args has one that asr_inference does not know, or that it, or the
             model, can't have.
     """
-    settings = layout.settings
+    settings, task = layout.settings, layout.task
     path = settings.inference_config
-    configured = read_options(Path(path)) if path else {}
+    configured = read_options(Path(path), task) if path else {}
     _, rest = chunk_options(settings.inference_args.split())
-    given = parse_arguments(rest, "--inference_args")
+    given = parse_arguments(rest, "--inference_args", task)
     named = naming(configured, path, given, "--inference_args: --{} {}".format)
     options = {"batch_size": settings.batch_size, **configured, **given}
     check_numbers(options, named)
@@ -47,7 +48,7 @@ def check(layout: Layout) -> None:
     else:
         config = read_mapping(Path(settings.asr_config)) if settings.asr_config else {}
         config |= {"token_list": [""] * settings.nbpe} if settings.token_type == "bpe" else {}
-    check_for(config, options, named)
+    check_for(task, config, options, named)
 
 
 def decode(layout: Layout) -> None:
@@ -72,7 +73,7 @@ def decode(layout: Layout) -> None:
 
 def decode_set(layout: Layout, dset: str) -> None:
     """Decode one set into `layout.decode_dir(dset)`: text, token, token_int and score, sorted by utterance."""
-    settings, data, folder = layout.settings, layout.data_feats / dset, layout.decode_dir(dset)
+    settings, task, data, folder = layout.settings, layout.task, layout.data_feats / dset, layout.decode_dir(dset)
     logdir = folder / "logdir"
     utterances = count_lines(data / "wav.scp")
     jobs = min(settings.inference_nj, utterances)
@@ -82,23 +83,23 @@ def decode_set(layout: Layout, dset: str) -> None:
     commands = [
         [
             *(["env", f"CUDA_VISIBLE_DEVICES={gpus[n % len(gpus)]}"] if ngpu and len(gpus) > 1 else []),
-            *layout.python, "-m", "espnet2.bin.asr_inference",
+            *layout.python, "-m", task.program,
             "--batch_size", str(settings.batch_size),
             "--ngpu", str(ngpu),
             "--data_path_and_name_and_type", f"{data}/wav.scp,speech,{data_type(data)}",
             "--key_file", f"{logdir}/keys.{n}.scp",
-            "--asr_train_config", str(layout.asr_exp / "config.yaml"),
-            "--asr_model_file", str(layout.asr_model),
+            f"--{task.config_key}", str(layout.asr_exp / "config.yaml"),
+            f"--{task.model_key}", str(layout.asr_model),
             "--output_dir", f"{logdir}/output.{n}",
             *(["--config", settings.inference_config] if settings.inference_config else []),
             *settings.inference_args.split(),
         ]
         for n in numbers
     ]  # fmt: skip
-    logs = [logdir / f"asr_inference.{n}.log" for n in numbers]
-    for earlier in logdir.glob("asr_inference.*.log"):
+    logs = [logdir / f"{task.key}_inference.{n}.log" for n in numbers]
+    for earlier in logdir.glob("*_inference.*.log"):
         earlier.unlink()
-    log(f"Decoding of {dset} started in {jobs} jobs... log: '{logdir}/asr_inference.*.log'")
+    log(f"Decoding of {dset} started in {jobs} jobs... log: '{logdir}/{task.key}_inference.*.log'")
     followed = [Followed(path) for path in logs]
     # disable=None: a bar only where somebody looks at it.
     with tqdm(total=utterances, desc=dset, unit="utt", disable=None) as bar:
@@ -115,6 +116,8 @@ def decode_set(layout: Layout, dset: str) -> None:
     for name in OUTPUTS:
         parts = [logdir / f"output.{n}" / "1best_recog" / name for n in numbers]
         texts = [part.read_text(encoding="utf-8") for part in parts if part.exists()]
+        if not texts:
+            continue
         lines = [line for text in texts for line in text.split("\n") if line]
         # Plain order of bytes, as `LC_ALL=C sort`.
         write_text(folder / name, "".join(f"{line}\n" for line in sorted(lines, key=str.encode)))
@@ -123,7 +126,7 @@ def decode_set(layout: Layout, dset: str) -> None:
 def real_time_factor(logs: Iterable[Path], rate: int) -> str | None:
     """Seconds of computing for a second of speech, and milliseconds for an utterance, from the logs of decoding.
 
-    `asr_inference` writes `<time> ... speech length: <samples>` when it has read an utterance and
+    The program writes `<time> ... speech length: <samples>` when it has read an utterance and
     `<time> ... best hypo: ...` when it is done with it. None where the two do not pair off, as where an
     utterance was too short to decode.
     """

@@ -11,6 +11,9 @@ from types import SimpleNamespace
 from espnet_mla.common.errors import UserError
 from espnet_mla.common.files import check_names
 from espnet_mla.common.tables import read_table
+from espnet_mla.common.yaml_files import read_mapping
+from espnet_mla.trained import tasks
+from espnet_mla.trained.tasks import Task
 
 IMPLEMENTED = (1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15)
 
@@ -109,6 +112,12 @@ class Layout:
     @property
     def asr_exp(self) -> Path:
         return Path(self.settings.asr_exp or f"{self.settings.expdir}/asr_{self.asr_tag}")
+
+    @property
+    def task(self) -> Task:
+        """Of the model in `asr_exp`: speech recognition, unless one of another task was put there."""
+        config = self.asr_exp / "config.yaml"
+        return tasks.task_of(read_mapping(config), config) if config.is_file() else tasks.ASR
 
     @property
     def asr_stats_dir(self) -> Path:

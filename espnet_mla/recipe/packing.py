@@ -19,8 +19,16 @@ from espnet_mla.trained.archive import unpack
 from espnet_mla.trained.decoding import DECODING, parse_arguments, read_options
 from espnet_mla.trained.inference import chunk_options
 from espnet_mla.trained.names import VERSION_FILE
+from espnet_mla.trained.tasks import ASR
 
-TAGS = ("espnet", "audio", "automatic-speech-recognition")
+TAGS = {
+    "asr": "automatic-speech-recognition",
+    "st": "speech-translation",
+    "slu": "spoken-language-understanding",
+    "mt": "machine-translation",
+    "s2t": "automatic-speech-recognition",
+}
+"""Key of a task -> what the hub calls it."""
 
 CARD = """\
 ---
@@ -60,6 +68,8 @@ Read off the caches that its own attention modules make, in float32. A frame is 
 {rows}
 """
 
+NAMING = ("bpemodel", "src_bpemodel", "token_list", "src_token_list", "non_linguistic_symbols")
+"""Keys of a configuration that may name files which decoding needs."""
 PARTS = {
     "encoder": "encoder (a frame)",
     "decoder_self": "decoder, to itself (a token)",
@@ -73,19 +83,18 @@ def pack(layout: Layout) -> None:
     Added to them are README.md, the model's card on the hub, and the version of this package. Images are left out where
     training was told to make none.
     """
-    from espnet2.bin import pack as espnet_pack
     from espnet2.main_funcs.pack_funcs import find_path_and_change_it_recursive
+    from espnet2.main_funcs.pack_funcs import pack as espnet_pack
 
     settings = layout.settings
     config, model = layout.asr_exp / "config.yaml", layout.asr_model
     options = [layout.asr_exp / "RESULTS.md"]
     options += [images] if (images := layout.asr_exp / "images").is_dir() else []
-    options += [layout.asr_stats_dir / "train" / "feats_stats.npz"] if settings.feats_normalize == "global_mvn" else []
-    options += [Path(layout.bpemodel)] if settings.token_type == "bpe" else []
-    options += [Path(settings.nlsyms_txt)] if settings.nlsyms_txt != "none" else []
+    options += needed(layout)
+    options += [Path(settings.nlsyms_txt)] if settings.nlsyms_txt != "none" and layout.task is ASR else []
     members = {path: _member(path) for path in (config, model, *options)}
 
-    # espnet2.bin.pack names files by where they lie below the current folder. In a folder made for it they all lie
+    # ESPnet's function names files by where they lie below the current folder. In a folder made for it they all lie
     # there, wherever exp/ is, and README.md stands on top, where the hub looks for it.
     readme = card(layout)
     staging = layout.asr_exp / ".packing"
@@ -102,14 +111,30 @@ def pack(layout: Layout) -> None:
     (staging / VERSION_FILE).write_text(yaml.safe_dump({"version": espnet_mla.__version__}), encoding="utf-8")
     (staging / "README.md").write_text(readme, encoding="utf-8")
 
-    command = ["asr", "--asr_train_config", str(members[config]), "--asr_model_file", str(members[model])]
-    for option in (*(members[path] for path in options), "README.md", VERSION_FILE):
-        command += ["--option", str(option)]
-    with contextlib.chdir(staging):
-        espnet_pack.main([*command, "--outpath", "archive.zip"])
+    more = [*(members[path] for path in options), "README.md", VERSION_FILE]
+    with contextlib.chdir(staging):  # espnet2.bin.pack does so, but knows neither SLU nor MT
+        espnet_pack(
+            files={layout.task.model_key: str(members[model])},
+            yaml_files={layout.task.config_key: str(members[config])},
+            option=[str(path) for path in more],
+            outpath="archive.zip",
+        )
     layout.packed_model.parent.mkdir(parents=True, exist_ok=True)
     os.replace(staging / "archive.zip", layout.packed_model)
     shutil.rmtree(staging)
+
+
+def needed(layout: Layout) -> dict[Path, int]:
+    """The files that the model needs besides its configuration and parameters, and the stages that make them."""
+    settings = layout.settings
+    if layout.task is ASR:
+        stats = layout.asr_stats_dir / "train" / "feats_stats.npz"
+        bpemodel = {Path(layout.bpemodel): 5} if settings.token_type == "bpe" else {}
+        return {**({stats: 10} if settings.feats_normalize == "global_mvn" else {}), **bpemodel}
+    # Those of the recipe are of speech recognition.
+    config = read_mapping(layout.asr_exp / "config.yaml")
+    named = [config.get(key) for key in NAMING] + [(config.get("normalize_conf") or {}).get("stats_file")]
+    return {Path(name): 11 for name in named if isinstance(name, str)}
 
 
 def card(layout: Layout) -> str:
@@ -118,7 +143,9 @@ def card(layout: Layout) -> str:
     language = {"language": settings.lang} if re.fullmatch("[a-z]{2,3}", settings.lang) else {}
     decoding = _decoding_options(layout)
     return CARD.format(
-        metadata=yaml.safe_dump({"tags": list(TAGS), **language, "library_name": "espnet"}, sort_keys=False),
+        metadata=yaml.safe_dump(
+            {"tags": ["espnet", "audio", TAGS[layout.task.key]], **language, "library_name": "espnet"}, sort_keys=False
+        ),
         title=layout.packed_model.stem,
         version=espnet_mla.__version__,
         name=layout.packed_model.name,
@@ -198,13 +225,11 @@ def _member(path: Path) -> Path:
 
 
 def _decoding_options(layout: Layout) -> dict[str, object]:
-    """What stage 12 gives Speech2Text in place of its defaults."""
-    from espnet2.bin.asr_inference import Speech2Text
-
-    settings = layout.settings
-    given = read_options(Path(settings.inference_config)) if settings.inference_config else {}
-    given |= parse_arguments(chunk_options(settings.inference_args.split())[1], "--inference_args")
-    defaults = inspect.signature(Speech2Text).parameters.values()
+    """What stage 12 gives ESPnet's recogniser in place of its defaults."""
+    settings, task = layout.settings, layout.task
+    given = read_options(Path(settings.inference_config), task) if settings.inference_config else {}
+    given |= parse_arguments(chunk_options(settings.inference_args.split())[1], "--inference_args", task)
+    defaults = inspect.signature(task.recogniser_class()).parameters.values()
     return {p.name: given[p.name] for p in defaults if p.name in given and given[p.name] != p.default}
 
 

@@ -51,7 +51,8 @@ def score(
     """
     data, decode_dir = Path(data), Path(decode_dir)
     references, speakers = read_table(data / "text"), read_table(data / "utt2spk")
-    hypotheses = read_table(decode_dir / "text")
+    plain = decode_dir / "text_nospecial"  # without the symbols of language, task and times
+    hypotheses = read_table(plain if plain.exists() else decode_dir / "text")
     _refuse(references.keys() ^ speakers.keys(), f"{data / 'text'} and {data / 'utt2spk'} don't agree on")
     _refuse(hypotheses.keys() - references.keys(), f"{decode_dir / 'text'} has hypotheses that {data / 'text'} lacks:")
     if not references:
@@ -141,7 +142,7 @@ def results_markdown(asr_exp: str | Path, note: str = "") -> str:
 
 def _latency(decoded: Path) -> str | None:
     """The chunks and the latency of a streaming model on a set, by the log of its decoding."""
-    for path in sorted((decoded / "logdir").glob("asr_inference.*.log")):
+    for path in sorted((decoded / "logdir").glob("*_inference.*.log")):
         if found := CONTEXT.search(path.read_text(encoding="utf-8", errors="replace")):
             return found[1]
     return None

@@ -228,10 +228,9 @@ def _scoring_inputs(layout: Layout) -> dict[Path, int]:
 
 
 def _packing_inputs(layout: Layout) -> dict[Path, int]:
-    settings, asr_exp = layout.settings, layout.asr_exp
-    stats = {layout.asr_stats_dir / "train" / "feats_stats.npz": 10} if settings.feats_normalize == "global_mvn" else {}
-    bpemodel = {Path(layout.bpemodel): 5} if settings.token_type == "bpe" else {}
-    return {asr_exp / "config.yaml": 11, layout.asr_model: 11, **stats, **bpemodel, asr_exp / "RESULTS.md": 13}
+    asr_exp = layout.asr_exp
+    model = {asr_exp / "config.yaml": 11, layout.asr_model: 11}
+    return {**model, **packing.needed(layout), asr_exp / "RESULTS.md": 13}
 
 
 def _token_texts(layout: Layout) -> dict[Path, int]:

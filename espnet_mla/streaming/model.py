@@ -13,7 +13,7 @@ from espnet2.asr.espnet_model import ESPnetASRModel
 from torch import Tensor, nn
 
 from espnet_mla.attention import Chunks
-from espnet_mla.common.errors import UsageError
+from espnet_mla.common.errors import UsageError, UserError
 from espnet_mla.models import features
 from espnet_mla.models.chunked import StreamState
 from espnet_mla.models.features import StreamingFeatures
@@ -22,6 +22,7 @@ from espnet_mla.streaming.search import MAX_BEAM_SIZE
 from espnet_mla.trained.decoding import check
 from espnet_mla.trained.model import sampling_rate
 from espnet_mla.trained.pretrained import load
+from espnet_mla.trained.tasks import ASR
 
 if TYPE_CHECKING:
     from espnet2.bin.asr_inference import Speech2Text
@@ -77,7 +78,9 @@ class StreamingModel:
         if beam_size > MAX_BEAM_SIZE:
             raise UsageError(f"beam_size: {beam_size}: at most {MAX_BEAM_SIZE} hypotheses can be followed")
         if isinstance(model, str | Path):
-            model = load(model, **options)
+            name, (task, model) = model, load(model, **options)
+            if task is not ASR:
+                raise UserError(f"{name} is a model for {task.title}: only models for {ASR.title} can be streamed")
         elif options:
             raise ValueError(f"{', '.join(options)}: not an option of a model that is loaded already")
         asr_model = model.asr_model.eval()

@@ -14,6 +14,7 @@ from typing import Any
 from espnet_mla.common.errors import UsageError, UserError, closest
 from espnet_mla.common.yaml_files import read_mapping
 from espnet_mla.trained.parsers import parse
+from espnet_mla.trained.tasks import ASR, MT, S2T_CTC, ST, Task
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,13 @@ def check(options: Mapping[str, Any], named: Named = "{}: {!r}".format) -> None:
         raise UsageError(f"{named('minlenratio', least)}: it is more than maxlenratio, {most}")
 
 
-def check_for(config: Mapping[str, Any], options: Mapping[str, Any], named: Named = "{}: {!r}".format) -> None:
+def check_for(
+    task: Task, config: Mapping[str, Any], options: Mapping[str, Any], named: Named = "{}: {!r}".format
+) -> None:
     """Check that a model can bear options that `check` has let pass, and ESPnet's defaults of the others.
 
     Args:
+        task: of the model.
         config: of the model's training, its paths whole.
         options, named: as in `check`.
 
@@ -132,14 +136,12 @@ def check_for(config: Mapping[str, Any], options: Mapping[str, Any], named: Name
         UsageError: a beam of as many hypotheses as there are tokens, weights that leave nothing to score with, or a
             batch that the decoder's search does not take.
     """
-    from espnet2.bin.asr_inference import Speech2Text
-
     if config.get("decoder") in ONE_AT_A_TIME and (options.get("batch_size") or 1) > 1:
         kind = config["decoder"]
         raise UsageError(f"{named('batch_size', options['batch_size'])}: ESPnet decodes decoder: {kind} by 1 at a time")
     if config.get("decoder") == "transducer":  # its search cuts the beam itself, and knows no CTC
         return
-    defaults = {name: inspect.signature(Speech2Text).parameters[name].default for name in ("beam_size", "ctc_weight")}
+    defaults = defaults_of(task)
     given = {name: value for name, value in options.items() if value is not None}
     beam_size, ctc_weight = (defaults | given)["beam_size"], (defaults | given)["ctc_weight"]
     tokens = _vocabulary(config.get("token_list"))
@@ -147,6 +149,8 @@ def check_for(config: Mapping[str, Any], options: Mapping[str, Any], named: Name
         raise UsageError(
             f"{named('beam_size', beam_size)}: the model has {tokens} tokens: at most {tokens - 1} is possible"
         )
+    if task in (ST, MT, S2T_CTC):  # whose models have no such weight
+        return
     trained = (config.get("model_conf") or {}).get("ctc_weight", 0.5)
     if trained == 0 and ctc_weight > 0:
         raise UsageError(f"{named('ctc_weight', ctc_weight)}: the model has no CTC (model_conf: ctc_weight: 0): give 0")
@@ -154,22 +158,26 @@ def check_for(config: Mapping[str, Any], options: Mapping[str, Any], named: Name
         raise UsageError(f"{named('ctc_weight', ctc_weight)}: the model has no decoder (model_conf: ctc_weight: 1)")
 
 
-def read_options(path: Path) -> dict[str, Any]:
+def defaults_of(task: Task) -> dict[str, Any]:
+    """The defaults of ESPnet's recogniser for the options of `DECODING`."""
+    parameters = inspect.signature(task.recogniser_class()).parameters
+    return {name: parameters[name].default for name in DECODING}
+
+
+def read_options(path: Path, task: Task = ASR) -> dict[str, Any]:
     """The options in a configuration of decoding, such as conf/decode_asr.yaml, with ESPnet's types.
 
     A string is converted as on the command line, which ESPnet does too.
 
     Raises:
-        UserError: the file can't be read, or has a key that is no option of ESPnet's asr_inference, or a value that
-            the option can't have.
+        UserError: the file can't be read, or has a key that is no option of ESPnet's program for the task, or a value
+            that the option can't have.
     """
-    from espnet2.bin.asr_inference import get_parser
-
-    actions = {action.dest: action for action in get_parser()._actions}
+    actions = {action.dest: action for action in task.parser()._actions}
     options = {}
     for name, value in read_mapping(path).items():
         if name not in actions:
-            raise UserError(f"{path}: {name} is no option of ESPnet's asr_inference{closest(name, actions)}")
+            raise UserError(f"{path}: {name} is no option of ESPnet's {task.key}_inference{closest(name, actions)}")
         options[name] = _typed(path, name, value, actions[name])
     check(options, lambda name, value: f"{path}: {name}: {value}")
     return options
@@ -191,24 +199,23 @@ def _typed(path: Path, name: str, value: Any, action: argparse.Action) -> Any:
     return value
 
 
-def parse_arguments(arguments: Sequence[str], named: str) -> dict[str, Any]:
-    """The options of asr_inference that are given on its command line.
+def parse_arguments(arguments: Sequence[str], named: str, task: Task = ASR) -> dict[str, Any]:
+    """The options of ESPnet's decoding program that are given on its command line.
 
     Args:
         arguments: `--name value`.
         named: what they come from, for errors.
+        task: whose program it is.
 
     Raises:
         UsageError: one is unknown, lacks its value, or has one that it can't have.
     """
-    from espnet2.bin.asr_inference import get_parser
-
-    parser = get_parser()
+    parser = task.parser()
     for action in parser._actions:
         action.required = False
         if action.dest != "config":  # which its parser looks for
             action.default = argparse.SUPPRESS
-    options = parse(parser, arguments, named, "asr_inference")
+    options = parse(parser, arguments, named, f"{task.key}_inference")
     given = {name: value for name, value in vars(options).items() if name != "config"}
     check(given, lambda name, value: f"{named}: {FLAG(name, value)}")
     return given

@@ -8,61 +8,69 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from espnet2.mt.espnet_model import ESPnetMTModel
+from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
 
 from espnet_mla.common.files import write_text
 from espnet_mla.common.machine import processor
 from espnet_mla.models import caches
-from espnet_mla.models.encoding import encoder_of
+from espnet_mla.models.encoding import DEFAULT_PROMPT, Prompt, encoder_of
 from espnet_mla.trained.describe import with_list
 from espnet_mla.trained.names import FIGURES_FILE
 
-if TYPE_CHECKING:
-    from espnet2.asr.espnet_model import ESPnetASRModel
-
+ATTENTION = re.compile(r"\.(self_attn|src_attn|attn|cross_attn)\.")
+"""In the name of a parameter that belongs to one."""
 GIGABYTE = 10**9
+TOKENS = 20  # of a text to translate
 PACKAGES = ("espnet", "espnet_mla", "torch")
 
 
-def parameters(model: "ESPnetASRModel") -> dict[str, int]:
+def parameters(model: AbsESPnetModel) -> dict[str, int]:
     """The number of parameters: all, of the encoder, of the decoder, and of all attentions."""
 
     def count(module: nn.Module | None) -> int:
         return sum(parameter.numel() for parameter in module.parameters()) if module is not None else 0
 
     named = model.named_parameters()
-    attention = sum(weight.numel() for name, weight in named if re.search(r"\.(self_attn|src_attn|attn)\.", name))
+    attention = sum(
+        weight.numel() for name, weight in named if re.search(r"\.(self_attn|src_attn|attn|cross_attn)\.", name)
+    )
     return {
         "all": count(model),
         "encoder": count(model.encoder),
-        "decoder": count(model.decoder),
+        "decoder": count(getattr(model, "decoder", None)),
         "attention": attention,
     }
 
 
-def model_figures(model: "ESPnetASRModel", fs: int, speech: Sequence[Tensor] = ()) -> dict:
-    """Parameters, and bytes of the caches.
+def model_figures(
+    model: AbsESPnetModel, fs: int, speech: Sequence[Tensor] = (), prompt: Prompt = DEFAULT_PROMPT
+) -> dict:
+    """Parameters, and bytes of the caches; those for a second of audio are left out where a model takes text.
 
     Args:
         model: what is measured.
         fs: Hz of its audio.
         speech: utterances (time,), the longest of which fills the caches; without any, two seconds of silence do.
+        prompt: for a model that takes one.
     """
     like = next(model.parameters())
-    rate = caches.frame_rate(model, fs)
-    utterance = max(speech, key=len, default=torch.zeros(2 * fs).to(like))
-    parts = {
-        part: report.figures(rate) for part, report in caches.fill_caches(model, encoder_of(model, utterance)).items()
-    }
+    if isinstance(model, ESPnetMTModel):
+        rate, utterance = None, torch.full((TOKENS,), 1, device=like.device)
+    else:
+        rate = caches.frame_rate(model, fs, prompt)
+        utterance = max(speech, key=len, default=torch.zeros(2 * fs).to(like))
+    filled = caches.fill_caches(model, encoder_of(model, utterance, prompt))
+    parts = {part: report.figures(rate) for part, report in filled.items()}
     total = sum(figures.get("bytes_per_second", 0) for figures in parts.values())
     return {
         "parameters": parameters(model),
-        "frames_per_second": rate,
+        **({"frames_per_second": rate} if rate else {}),
         "kv_cache": parts,
-        **({"kv_bytes_per_second": total} if "encoder" in parts else {}),
+        **({"kv_bytes_per_second": total} if "encoder" in parts and rate else {}),
         "measured_with": conditions(str(like.device), str(like.dtype).removeprefix("torch.")),
     }
 

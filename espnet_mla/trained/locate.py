@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from espnet_mla.common.yaml_files import read_mapping
 from espnet_mla.trained import tasks
 from espnet_mla.trained.archive import unpacked_in_cache
 from espnet_mla.trained.names import MODEL_FILE, VERSION_FILE
+from espnet_mla.trained.tasks import Task
 
 _ON_THE_HUB = re.compile(r"https?://.+|[\w.-]+/[\w.-]+(@.+)?")
 _VALID = (
@@ -22,18 +24,38 @@ _VALID = (
 )
 
 
-def locate(
-    source: str | os.PathLike[str], inference_asr_model: str, option: str = "inference_asr_model"
-) -> tuple[Path, dict[str, Path], bool]:
+@dataclass(frozen=True)
+class Located:
     """Where the files of a trained model lie.
 
     Args:
-        source, inference_asr_model: as `espnet_mla.from_pretrained` takes them.
-        option: what names another model of an experiment, for messages.
+        task: that it is of.
+        config, model: of its training, and its parameters.
+        others: of an archive, what else its recogniser takes, by the names of its arguments: a language model, ...
+        root: the folder that paths in its configuration start from.
+        packed: whether it comes from an archive or from the hub, so that the files may go away.
+    """
 
-    Returns:
-        The folder that the paths in its configuration start from; the files, under the names of Speech2Text's
-        arguments; and whether they come from an archive or from the hub, so that they may go away.
+    task: Task
+    config: Path
+    model: Path
+    others: Mapping[str, Path]
+    root: Path
+    packed: bool
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """All of them, by the names of the recogniser's arguments."""
+        return {self.task.config_key: self.config, self.task.model_key: self.model, **self.others}
+
+
+def locate(source: str | os.PathLike[str], model_file: str, option: str = "inference_asr_model") -> Located:
+    """Where the files of a trained model lie.
+
+    Args:
+        source: as `espnet_mla.from_pretrained` takes it.
+        model_file: of an experiment, the name of the model's file.
+        option: what names that, for messages.
 
     Raises:
         UserError: as `espnet_mla.from_pretrained`.
@@ -42,22 +64,21 @@ def locate(
     if place.is_file():
         place = unpacked_in_cache(place, lambda unpacked: _check_packed(unpacked, source))
     folder = Path(os.path.abspath(place))
-    packed = (folder / "meta.yaml").is_file()
-    if packed:
-        root, files = folder, _check_packed(folder, source)
-        if inference_asr_model not in (MODEL_FILE, files["asr_model_file"].name):
+    if (folder / "meta.yaml").is_file():
+        found = _check_packed(folder, source)
+        if model_file not in (MODEL_FILE, found.model.name):
             raise UserError(
-                f"{source} holds one model, {files['asr_model_file'].name}: {option} {inference_asr_model} can only be "
-                "given with the folder of an experiment"
+                f"{source} holds one model, {found.model.name}: {option} {model_file} can only be given with the "
+                "folder of an experiment"
             )
-    elif (folder / "config.yaml").is_file():
-        root = recipe_folder(folder / "config.yaml")
-        files = {"asr_train_config": folder / "config.yaml", "asr_model_file": folder / inference_asr_model}
-        tasks.check(read_mapping(files["asr_train_config"]), source)
-        _check_files(files, folder, source, option)
-    else:
-        raise UserError(f"{source} holds neither meta.yaml nor config.yaml: {_VALID}")
-    return root, files, packed
+        return found
+    if (folder / "config.yaml").is_file():
+        config, model = folder / "config.yaml", folder / model_file
+        task = tasks.task_of(read_mapping(config), source)
+        found = Located(task, config, model, {}, recipe_folder(config), packed=False)
+        _check_files(found, folder, source, option)
+        return found
+    raise UserError(f"{source} holds neither meta.yaml nor config.yaml: {_VALID}")
 
 
 def _existing(source: str | os.PathLike[str]) -> Path | None:
@@ -69,25 +90,24 @@ def _existing(source: str | os.PathLike[str]) -> Path | None:
         return None
 
 
-def _check_files(files: dict[str, Path], folder: Path, source: str | os.PathLike[str], option: str) -> None:
-    for path in files.values():
+def _check_files(found: Located, folder: Path, source: str | os.PathLike[str], option: str) -> None:
+    for path in found.files.values():
         if not path.is_file():
             raise UserError(f"{source} lacks {os.path.relpath(path, folder)}{_other_models(folder, option)}")
 
 
-def _check_packed(folder: Path, source: str | os.PathLike[str]) -> dict[str, Path]:
-    """The files of an unpacked archive, under the names of Speech2Text's arguments.
+def _check_packed(folder: Path, source: str | os.PathLike[str]) -> Located:
+    """The files of an unpacked archive.
 
     Raises:
-        UserError: it is no archive of a speech recogniser that can be loaded here.
+        UserError: it is no archive of a model that can be loaded here.
     """
     if not (folder / "meta.yaml").is_file():
         raise UserError(f"{source} holds no meta.yaml: {_VALID}")
     _check_version(folder, source)
-    files = _packed_files(folder, source)
-    _check_files(files, folder, source, "")
-    tasks.check(read_mapping(files["asr_train_config"]), source)
-    return files
+    found = _packed_files(folder, source)
+    _check_files(found, folder, source, "")
+    return found
 
 
 def _downloaded(tag: str) -> Path:
@@ -117,8 +137,11 @@ def _check_version(folder: Path, source: str | os.PathLike[str]) -> None:
         raise UserError(f"{source} needs espnet_mla {needed} or newer, which packed it; installed is {there}")
 
 
-def _packed_files(folder: Path, source: str | os.PathLike[str]) -> dict[str, Path]:
-    """What meta.yaml names, under the names of Speech2Text's arguments."""
+def _packed_files(folder: Path, source: str | os.PathLike[str]) -> Located:
+    """What meta.yaml names.
+
+    The names of model and configuration need not be those of the model's task: ESPnet's own recipes pack SLU as ASR.
+    """
     meta = read_mapping(folder / "meta.yaml")
     named: dict[str, str] = {}
     for key in ("yaml_files", "files"):
@@ -126,14 +149,19 @@ def _packed_files(folder: Path, source: str | os.PathLike[str]) -> dict[str, Pat
         if not isinstance(section, dict) or not all(isinstance(path, str) for path in section.values()):
             raise UserError(f"{source}: meta.yaml: {key}: {section or 'null'!s:.60}: `name: path` lines are needed")
         named |= section
-    if not {"asr_train_config", "asr_model_file"} <= set(named):
-        for path in meta.get("yaml_files", {}).values():  # of a model of another task
-            if (folder / path).is_file():
-                tasks.check(read_mapping(folder / path), source)
-        raise UserError(
-            f"{source} holds no speech recogniser: its meta.yaml names only {', '.join(named) or 'no file'}"
-        )
-    return {name: folder / path for name, path in named.items()}
+    for key in tasks.KEYS:
+        config, model = f"{key}_train_config", f"{key}_model_file"
+        if {config, model} <= named.keys():
+            files = {name: folder / path for name, path in named.items()}
+            if not files[config].is_file():
+                raise UserError(f"{source} lacks {named[config]}")
+            task = tasks.task_of(read_mapping(files[config]), source)
+            others = {name: path for name, path in files.items() if name not in (config, model)}
+            return Located(task, files[config], files[model], others, folder, packed=True)
+    for path in meta.get("yaml_files", {}).values():  # of a model of another task
+        if (folder / path).is_file():
+            tasks.task_of(read_mapping(folder / path), source)
+    raise UserError(f"{source} holds no model: its meta.yaml names only {', '.join(named) or 'no file'}")
 
 
 def recipe_folder(config: Path) -> Path:

@@ -6,22 +6,21 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
-from espnet2.asr.espnet_model import ESPnetASRModel
-from espnet2.tasks.asr import ASRTask
+from espnet2.train.abs_espnet_model import AbsESPnetModel
+from torch import Tensor, nn
 
 from espnet_mla.common.errors import UserError, one_line
 from espnet_mla.common.units import hertz
 from espnet_mla.common.yaml_files import read_mapping
+from espnet_mla.models.encoding import Prompt
 from espnet_mla.trained import tasks
 from espnet_mla.trained.loading import strict_loading
 from espnet_mla.trained.locate import file_needed, locate, recipe_folder, with_files
 from espnet_mla.trained.names import MODEL_FILE
-
-if TYPE_CHECKING:
-    from espnet2.bin.asr_inference import Speech2Text
+from espnet_mla.trained.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -41,28 +40,46 @@ class Source:
     root: Path
     packed: bool
 
-    def load(self) -> tuple[ESPnetASRModel, Namespace]:
+    @property
+    def task(self) -> Task:
+        """That it is of."""
+        return tasks.task_of(self.config, self.config_file)
+
+    def load(self, audio: bool = True) -> tuple[AbsESPnetModel, Namespace]:
         """ESPnet's model, for inference, and its configuration with whole paths.
+
+        Args:
+            audio: refuse a model that takes anything else besides, or in place of it.
 
         Raises:
             UserError: a file is missing or broken, or model and configuration do not fit.
         """
         tasks.check_speakers(self.config, self.config_file, {})
-        tasks.check_audio(self.config, self.config_file)
+        (tasks.check_audio if audio else tasks.check_features)(self.config, self.config_file)
         config = with_files(self.config, self.root)
         model, args = build(config, str(self.config_file), self.model_file, self.packed)
         return model.eval(), args
 
-    def speech2text(self, **options: Any) -> "Speech2Text":
-        """ESPnet's recogniser, with its options.
+    def speech2text(self, **options: Any) -> Any:
+        """ESPnet's recogniser of the model's task, with its options.
 
         Raises:
             UserError: as `load`.
         """
-        from espnet2.bin.asr_inference import Speech2Text
-
+        recogniser = self.task.recogniser_class()
         with _written(with_files(self.config, self.root)) as config, strict_loading():
-            return Speech2Text(asr_train_config=config, asr_model_file=self.model_file, **options)
+            made = recogniser(**{self.task.config_key: config, self.task.model_key: self.model_file}, **options)
+        check_prompt(self.task, made)
+        return made
+
+    @property
+    def window(self) -> float | None:
+        """Seconds to which its speech is padded or cut; None where it may have any length."""
+        return tasks.window_of(self.config, self.config_file)
+
+    def heard(self, samples: Tensor) -> Tensor:
+        """What it hears of the samples (time,): they themselves, or padded or cut to its window."""
+        return padded(samples, self.window, self.fs)
 
     @property
     def fs(self) -> int:
@@ -71,7 +88,7 @@ class Source:
 
 
 def find(config_file: str | None, model_file: str | None, model_tag: str | None) -> Source:
-    """What the options --asr_train_config, --asr_model_file and --model_tag name.
+    """What the options --asr_train_config, --asr_model_file (or another task's) and --model_tag name.
 
     Args:
         config_file: default config.yaml beside `model_file`.
@@ -82,19 +99,34 @@ def find(config_file: str | None, model_file: str | None, model_tag: str | None)
         UserError: a file is missing, or the configuration is broken; or as `espnet_mla.from_pretrained`.
     """
     if model_tag:
-        root, files, packed = locate(model_tag, MODEL_FILE, "--asr_model_file")
-        config, model = files["asr_train_config"], files["asr_model_file"]
-    else:
-        assert model_file is not None
-        model = Path(model_file)
-        config = Path(config_file or model.parent / "config.yaml")
-        for path in (model, config):
-            if not path.is_file():
-                raise UserError(f"{path} is a folder: a file is needed" if path.is_dir() else f"{path} does not exist")
-        root, packed = recipe_folder(config), False
+        found = locate(model_tag, MODEL_FILE, "--asr_model_file")
+        return Source(read_mapping(found.config), found.config, found.model, found.root, found.packed)
+    assert model_file is not None
+    model = Path(model_file)
+    config = Path(config_file or model.parent / "config.yaml")
+    for path in (model, config):
+        if not path.is_file():
+            raise UserError(f"{path} is a folder: a file is needed" if path.is_dir() else f"{path} does not exist")
     trained = read_mapping(config)
-    tasks.check(trained, config)
-    return Source(trained, config, model, root, packed)
+    tasks.task_of(trained, config)
+    return Source(trained, config, model, recipe_folder(config), packed=False)
+
+
+def check_prompt(task: Task, recogniser: Any) -> None:
+    """See that a recogniser of ESPnet's speech-to-text task has the symbols that it is to tell its model.
+
+    Raises:
+        UserError: one is no token.
+    """
+    if task in (tasks.S2T, tasks.S2T_CTC):
+        Prompt(recogniser.lang_sym, recogniser.task_sym).ids(task.model_of(recogniser).token_list)
+
+
+def padded(samples: Tensor, window: float | None, fs: int) -> Tensor:
+    """The samples (time,) padded with zeros, or cut, to `window` seconds; as they are where it is None."""
+    if window is None:
+        return samples
+    return nn.functional.pad(samples, (0, round(window * fs) - len(samples)))  # a negative padding cuts
 
 
 def sampling_rate(config: Mapping) -> int:
@@ -104,8 +136,8 @@ def sampling_rate(config: Mapping) -> int:
 
 def build(
     config: dict, name: str, model_file: Path | None = None, packed: bool = False
-) -> tuple[ESPnetASRModel, Namespace]:
-    """Build ESPnet's model.
+) -> tuple[AbsESPnetModel, Namespace]:
+    """Build ESPnet's model, of whichever task the configuration is.
 
     Args:
         config: of its training.
@@ -125,7 +157,7 @@ def build(
     }  # the parameters come from a file, and ESPnet may no longer have the initialisation
     with _written(config) as path, strict_loading():
         try:
-            return ASRTask.build_model_from_file(path, model_file)
+            return tasks.task_of(config, name).task_class().build_model_from_file(path, model_file)
         except UserError:
             raise
         except OSError as error:

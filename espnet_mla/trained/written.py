@@ -1,0 +1,42 @@
+"""Transcripts as they are written: a line of text, a line of JSON, or subtitles."""
+
+import json
+from dataclasses import asdict
+
+from espnet_mla.common.filenames import escaped
+from espnet_mla.trained.transcript import Transcript
+
+FORMATS = ("text", "json", "srt", "vtt")
+SUBTITLES = ("srt", "vtt")
+"""Those that are a file for each recording."""
+
+
+def line(file: str, transcript: Transcript, times: tuple[float, float] | None = None) -> str:
+    """The file, a tab, the text; with the seconds of audio and those taken, these and their ratio."""
+    more = (f"{times[0]:.2f}", f"{times[1]:.2f}", f"{times[1] / times[0]:.3f}") if times else ()
+    return "\t".join((escaped(file), transcript.text, *more))
+
+
+def json_line(file: str, transcript: Transcript, times: tuple[float, float]) -> str:
+    """An object: file, text, score, segments with their times, seconds of audio, and seconds taken."""
+    segments = [asdict(one) | {"start": round(one.start, 3), "end": round(one.end, 3)} for one in transcript.segments]
+    content = {"file": escaped(file), "text": transcript.text, "score": transcript.score, "segments": segments}
+    return json.dumps(content | {"seconds": round(times[0], 3), "taken": round(times[1], 3)}, ensure_ascii=False)
+
+
+def subtitles(transcript: Transcript, kind: str) -> str:
+    """SubRip (`srt`) or WebVTT (`vtt`), a cue for each segment with a text."""
+    mark = "," if kind == "srt" else "."
+    cues = [one for one in transcript.segments if one.text]
+    blocks = [
+        (f"{number}\n" if kind == "srt" else "")
+        + f"{_clock(one.start, mark)} --> {_clock(one.end, mark)}\n{one.text}\n"
+        for number, one in enumerate(cues, 1)
+    ]
+    return "\n".join([*(["WEBVTT\n"] if kind == "vtt" else []), *blocks])
+
+
+def _clock(seconds: float, mark: str) -> str:
+    milliseconds = round(seconds * 1000)
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{milliseconds // 1000:02d}{mark}{milliseconds % 1000:03d}"

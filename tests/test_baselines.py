@@ -16,6 +16,7 @@ from espnet_mla.common import machine
 from espnet_mla.recipe import mini, run_sh
 from espnet_mla.recipe.layout import Layout
 from espnet_mla.recipe.options import parse
+from espnet_mla.trained.figures import write as write_figures
 
 DATA = ("--ngpu", "0", "--gpu_inference", "false", "--nj", "1", "--inference_nj", "1",
         "--speed_perturb_factors", "", "--test_sets", "test_clean", "--nbpe", "40", "--seconds", "1")  # fmt: skip
@@ -69,6 +70,26 @@ def test_a_failing_pair_stops_no_other_is_shown_with_its_log_and_what_is_done_is
     assert (
         dry.stdout.startswith("# branchformer_mla_seed1 is trained and scored\n") and "0 models to train" in dry.stdout
     )
+
+
+def test_what_was_done_on_another_machine_is_compared_by_its_figures(folder, figures):
+    """Without data, and without its experiment."""
+    config, place = folder / "conf/branchformer_mla.yaml", folder / "results/figures"
+    shutil.copyfile(config, folder / "conf/branchformer_mha.yaml")
+    for seed, attention in enumerate(("mla", "mha")):
+        name = f"asr_branchformer_{attention}_raw_en_bpe40"
+        content = figures | {"model": figures["model"] | {"name": name, "conf": attention, "seed": seed}}
+        write_figures(place / name, content)
+    only = ("--only", "branchformer_mla branchformer_mha", *DATA)
+    given = ("--figures", "results/figures", "--output", "results", *only)
+    assert "0 models to train" in run(folder, *given, "--dry_run").stdout
+    done = run(folder, *given)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = (folder / "results/RESULTS.md").read_text()
+    assert "_mla_raw_en_bpe40 |" in results and "./run.sh" not in done.stdout
+    (folder / "exp/asr_branchformer_mla_raw_en_bpe40").mkdir(parents=True)  # begun here: to be trained
+    assert "1 models to train" in run(folder, *given, "--dry_run").stdout
+    assert "2 models to train" in run(folder, *only, "--dry_run").stdout
 
 
 def test_a_failure_of_the_data_ends_it_with_the_reason(folder):

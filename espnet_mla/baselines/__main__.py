@@ -11,12 +11,14 @@ from pathlib import Path
 
 from espnet_mla.baselines.plan import Experiment, Plan, estimate, make_plan
 from espnet_mla.common.errors import UsageError, UserError
+from espnet_mla.common.files import write_text
 from espnet_mla.common.jobs import Job, failure, run_side_by_side
 from espnet_mla.common.lock import lock, unlock
 from espnet_mla.common.log import log
 from espnet_mla.common.processes import end_on_signals
 from espnet_mla.common.units import duration
 from espnet_mla.recipe.corpora import CORPORA, DEFAULT
+from espnet_mla.trained.names import FIGURES_FILE
 
 LOGS = "baselines"
 """The folder of the logs, below that of the experiments; one run at a time writes there."""
@@ -61,12 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _perform(plan: Plan) -> int:
     began = time.monotonic()
     logs = plan.exp / LOGS
-    if not plan.prepared:
+    if not plan.prepared and any(not one.elsewhere for one in plan.experiments):
         _prepare(plan, logs)
     _step(plan, plan.train, "trained", plan.jobs, [one for one in plan.experiments if not one.trained])
     # One at a time: beside another program no time means anything.
     _step(plan, plan.profile, "measured", 1, [one for one in plan.experiments if one.trained and not one.measured])
     measured = [one for one in plan.experiments if one.measured]
+    for one in measured:
+        if one.kept and not one.elsewhere:
+            write_text(one.kept / FIGURES_FILE, (one.folder / FIGURES_FILE).read_text(encoding="utf-8"))
     compared, failed = bool(measured), [one.name for one in plan.experiments if one.failed]
     if measured:
         log(f"Comparing {len(measured)} models")
@@ -229,6 +234,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", metavar="FOLDER", help="for the comparison (default: exp/comparison, mini/exp/comparison)"
     )
+    parser.add_argument(
+        "--figures", metavar="FOLDER",
+        help="keep the figures of each model there too; what has some there, and no experiment here, is done",
+    )  # fmt: skip
     parser.add_argument(
         "--asr_args", metavar="OPTIONS", default="", help="options of training, for all pairs, as for run.sh"
     )

@@ -48,6 +48,8 @@ class Experiment:
         config: of the model.
         asr_args: options of training.
         folder: of the experiment.
+        kept: the folder that its figures are kept in, if they are: where they are in there, and the experiment is not
+            here, it was done elsewhere.
         failed: the step that went wrong, "trained" or "measured".
         seconds: that its commands took.
         log: of its last command.
@@ -57,19 +59,30 @@ class Experiment:
     config: Path
     asr_args: str
     folder: Path
+    kept: Path | None = None
     failed: str = ""
     seconds: float = 0.0
     log: Path | None = None
 
     @property
+    def elsewhere(self) -> bool:
+        """Whether all that is here of it are its figures."""
+        return self.kept is not None and (self.kept / FIGURES_FILE).exists() and not self.folder.exists()
+
+    @property
+    def compared(self) -> Path:
+        """The folder with its figures."""
+        return self.kept if self.kept and self.elsewhere else self.folder
+
+    @property
     def trained(self) -> bool:
         """Whether its model was trained and scored: stage 13 ends with RESULTS.md."""
-        return _newer(self.folder / "RESULTS.md", self.folder / MODEL_FILE)
+        return self.elsewhere or _newer(self.folder / "RESULTS.md", self.folder / MODEL_FILE)
 
     @property
     def measured(self) -> bool:
         """Whether its figures are those of what was trained and scored."""
-        return self.trained and _newer(self.folder / FIGURES_FILE, self.folder / "RESULTS.md")
+        return self.elsewhere or (self.trained and _newer(self.folder / FIGURES_FILE, self.folder / "RESULTS.md"))
 
 
 @dataclass(frozen=True)
@@ -140,7 +153,7 @@ class Plan:
             architecture, _, attention = one.config.stem.rpartition("_")
             if attention == "mha":
                 baselines.setdefault(architecture, one.folder.name)
-        command = ["espnet-mla", "compare", *(str(one.folder) for one in experiments)]
+        command = ["espnet-mla", "compare", *(str(one.compared) for one in experiments)]
         command += ["--baseline", *baselines.values()] if baselines else []
         return [*command, "--output", str(self.output)]
 
@@ -185,7 +198,9 @@ def make_plan(options: argparse.Namespace, rest: Sequence[str]) -> Plan:
             layout = _layout(options.corpus, config, args, shared)
             layout.check_names()
             name = config.stem + (f"_seed{seed}" if seed else "")
-            experiments.append(Experiment(name, config, args, folder / layout.asr_exp))
+            place = folder / layout.asr_exp
+            kept = Path(options.figures) / place.name if options.figures else None
+            experiments.append(Experiment(name, config, args, place, kept))
     check_seconds(options.seconds)
     _check_decoding(options.inference_args or "")
     return Plan(

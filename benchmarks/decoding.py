@@ -1,32 +1,77 @@
 """ESPnet's beam search with its own decoder and CTC scorer and with ours, side by side.
 
     python benchmarks/decoding.py [--device cuda] [--cases 20x25x100] [--rounds 5] [--output results.json]
+    python benchmarks/decoding.py --model owsm_base [--memory]
     python benchmarks/decoding.py --parts 20x25x100
     python benchmarks/decoding.py --same exp/asr_x/config.yaml exp/asr_x/valid.acc.ave.pth dump/raw/test_clean/wav.scp
 
 The first times a Conformer 12 x 256 with a 6-block decoder and 5,000 tokens, weights random from a fixed seed: encoder
 and search, CTC weight 0.3, all in one run whose subjects take turns; a figure is the median of its rounds. Every case
-also compares the five best hypotheses. The second says where ours spends its time. The third decodes every utterance of
-a list with a trained model, with every option that the recipe's decoding uses, and counts the lists that differ.
+also compares the five best hypotheses. The second does so with the shape of OWSM's base model: E-Branchformer 6 x 384,
+6-block decoder, 50,000 tokens, without CTC, which is ESPnet's default there; with `--memory` it prints the peak memory
+of the search above what was there before, in a process for each subject. The third says where ours spends its time. The
+fourth decodes every utterance of a list with a trained model, with every option that the recipe's decoding uses, and
+counts the lists that differ.
 """
 
 import argparse
 import contextlib
 import gc
+import importlib
 import itertools
 import json
 import logging
+import os
 import statistics
+import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from attention import machine
 from torch import Tensor
 
-VOCABULARY, D_MODEL, BLOCKS = 5000, 256, 6
-CASES = ("20x10x40", "20x25x100", "20x8*10x40", "10x25x100", "1x10x40")  # beam x [utterances *] seconds x tokens
+from espnet_mla.measure.memory import ENVIRONMENT, on_cpu
+
+BLOCKS = 6  # of the decoder
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model to time.
+
+    Args:
+        encoder: module and class in espnet2.asr.encoder, and the constructor's arguments.
+        vocabulary, d_model, heads: its sizes.
+        ctc_weight: of the search.
+        cases: beam x [utterances *] seconds x tokens.
+    """
+
+    encoder: tuple[str, str, dict]
+    vocabulary: int
+    d_model: int
+    heads: int
+    ctc_weight: float
+    cases: tuple[str, ...]
+
+
+SHAPES = {
+    "conformer": Shape(
+        ("conformer_encoder", "ConformerEncoder", {
+            "num_blocks": 12, "linear_units": 1024, "macaron_style": True, "rel_pos_type": "latest",
+        }),
+        5000, 256, 4, 0.3, ("20x10x40", "20x25x100", "20x8*10x40", "10x25x100", "1x10x40"),
+    ),
+    "owsm_base": Shape(
+        ("e_branchformer_encoder", "EBranchformerEncoder", {
+            "num_blocks": 6, "linear_units": 1536, "cgmlp_linear_units": 1536, "use_ffn": True, "macaron_ffn": True,
+            "attention_heads": 6, "rel_pos_type": "latest",
+        }),
+        50000, 384, 6, 0.0, ("5x30x100",),
+    ),
+}  # fmt: skip
 ESPNET = "espnet"
 OURS = {  # name -> keys of decoder_conf
     "mha": {},
@@ -48,7 +93,7 @@ def parse(case: str) -> tuple[int, int, int, int]:
     return int(beam), int(utterances or 1), int(seconds), int(tokens)
 
 
-def subject(name: str, beam: int, device: str):
+def subject(shape: Shape, name: str, beam: int, device: str):
     """The beam search of one subject, with a CTC layer that all share by their seed."""
     from espnet2.asr.ctc import CTC
     from espnet2.asr.decoder.transformer_decoder import TransformerDecoder as EspnetDecoder
@@ -59,37 +104,31 @@ def subject(name: str, beam: int, device: str):
     from espnet_mla.models.decoder import TransformerDecoder
 
     torch.manual_seed(0)
-    ctc = CTC(VOCABULARY, D_MODEL).eval()
+    ctc = CTC(shape.vocabulary, shape.d_model).eval()
     torch.nn.init.normal_(ctc.ctc_lo.weight, std=0.3)  # frames that differ, as a trained layer's do
     decoder_class, conf = (EspnetDecoder, {}) if name == ESPNET else (TransformerDecoder, OURS[name])
     torch.manual_seed(1)
-    decoder = decoder_class(VOCABULARY, D_MODEL, num_blocks=BLOCKS, **conf).eval()
+    sizes = {"num_blocks": BLOCKS, "attention_heads": shape.heads}
+    decoder = decoder_class(shape.vocabulary, shape.d_model, **sizes, **conf).eval()
+    last = shape.vocabulary - 1
     scorer_class = PrefixScorer.__mro__[1] if name == ESPNET else PrefixScorer
     scorers = {
         "decoder": decoder,
-        "ctc": scorer_class(ctc, VOCABULARY - 1, window_margin=100),  # ESPnet's default
-        "length_bonus": LengthBonus(VOCABULARY),
+        "ctc": scorer_class(ctc, last, window_margin=100),  # ESPnet's default
+        "length_bonus": LengthBonus(shape.vocabulary),
     }
-    weights = {"decoder": 0.7, "ctc": 0.3, "length_bonus": 0.0}
-    search = BatchBeamSearch(
-        scorers, weights, beam, VOCABULARY, VOCABULARY - 1, VOCABULARY - 1, pre_beam_score_key="full"
-    )
+    weights = {"decoder": 1 - shape.ctc_weight, "ctc": shape.ctc_weight, "length_bonus": 0.0}
+    search = BatchBeamSearch(scorers, weights, beam, shape.vocabulary, last, last, pre_beam_score_key="full")
     ctc.to(device)  # no part of the search, which is handed its log probabilities
     return search.to(device).eval()
 
 
-def encoder(device: str):
+def encoder(shape: Shape, device: str):
     """The encoder that all subjects share."""
-    from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
-
+    module, name, sizes = shape.encoder
     torch.manual_seed(2)
-    return (
-        ConformerEncoder(
-            80, output_size=D_MODEL, num_blocks=12, linear_units=1024, macaron_style=True, rel_pos_type="latest"
-        )
-        .to(device)
-        .eval()
-    )
+    encoder_class = getattr(importlib.import_module(f"espnet2.asr.encoder.{module}"), name)
+    return encoder_class(80, output_size=shape.d_model, **sizes).to(device).eval()
 
 
 @torch.no_grad()
@@ -113,13 +152,13 @@ def different(found: list, expected: list) -> bool:
     )
 
 
-def measure(cases: list[str], rounds: int, device: str) -> dict:
+def measure(shape: Shape, cases: list[str], rounds: int, device: str) -> dict:
     """results[case] of all subjects: seconds, bytes of the caches, and whether the n-best lists of mha are ESPnet's."""
-    network, results = encoder(device), {}
+    network, results = encoder(shape, device), {}
     for case in cases:
         beam, utterances, seconds, tokens = parse(case)
         features = torch.randn(utterances, 100 * seconds, 80, device=device)
-        searches = {name: subject(name, beam, device) for name in (ESPNET, *OURS)}
+        searches = {name: subject(shape, name, beam, device) for name in (ESPNET, *OURS)}
         taken: dict[str, list[float]] = {name: [] for name in searches}
         found = {}
         for number in range(rounds + 1):
@@ -141,17 +180,41 @@ def measure(cases: list[str], rounds: int, device: str) -> dict:
     return results
 
 
-def parts(case: str, rounds: int, device: str) -> None:
+def memory(shape: Shape, name: str, case: str) -> None:
+    """Print the peak of the search of one subject, in bytes above what was there before."""
+    beam, _, seconds, tokens = parse(case)
+    search = subject(shape, name, beam, "cpu")
+    with torch.no_grad():
+        features = torch.randn(1, 100 * seconds, 80)
+        out, _, _ = encoder(shape, "cpu")(features, torch.tensor([features.shape[1]]))
+        search(out[0], maxlenratio=-2.0)  # allocates what is kept for later calls
+        print(on_cpu(lambda: search(out[0], maxlenratio=-float(tokens))))
+
+
+def memories(model: str, cases: list[str]) -> None:
+    """Print the peak of each subject."""
+    print(f"| case | {' | '.join((ESPNET, *OURS))} | ESPnet / mha |\n| --- {'| --- ' * (2 + len(OURS))}|")
+    for case in cases:
+        peaks = []
+        for name in (ESPNET, *OURS):
+            command = [sys.executable, __file__, "--model", model, "--memory_of", name, "--cases", case]
+            done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | ENVIRONMENT)
+            peaks.append(int(done.stdout.split()[-1]))
+        cells = [f"{peak / 1e6:.1f} MB" for peak in peaks]
+        print(f"| {case} | {' | '.join(cells)} | {peaks[0] / peaks[1]:.1f} |", flush=True)
+
+
+def parts(shape: Shape, case: str, rounds: int, device: str) -> None:
     """Print the seconds that each part of our decoding takes, medians."""
     beam, utterances, seconds, tokens = parse(case)
-    network, search = encoder(device), subject("mha", beam, device)
+    network, search = encoder(shape, device), subject(shape, "mha", beam, device)
     features = torch.randn(utterances, 100 * seconds, 80, device=device)
-    decoder, ctc = search.nn_dict["decoder"], search.part_scorers["ctc"]
+    decoder, ctc = search.nn_dict["decoder"], search.part_scorers.get("ctc")
     calls = {
         "encoder": (network, "forward"),
         "decoder": (decoder, "batch_score"),
         "its output layer": (decoder.output_layer, "forward"),
-        "CTC": (ctc, "batch_score_partial"),
+        **({"CTC": (ctc, "batch_score_partial")} if ctc else {}),
     }
     taken: dict[str, list[float]] = {name: [] for name in (*calls, "all")}
 
@@ -261,9 +324,10 @@ def same(config: str, model: str, wav_scp: str, beam: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument(
-        "--cases", nargs="+", default=list(CASES), help="beam x seconds x tokens (default: %(default)s)"
-    )
+    parser.add_argument("--model", choices=SHAPES, default="conformer")
+    parser.add_argument("--cases", nargs="+", help="beam x seconds x tokens (default: those of the model)")
+    parser.add_argument("--memory", action="store_true", help="the peak memory of the search, on the CPU")
+    parser.add_argument("--memory_of", choices=(ESPNET, *OURS), help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     parser.add_argument("--parts", metavar="CASE", help="where the time of one case goes")
@@ -274,11 +338,19 @@ def main() -> None:
     if options.same:
         same(*options.same, options.beam)
         return
+    shape = SHAPES[options.model]
+    cases = options.cases or list(shape.cases)
+    if options.memory_of:
+        memory(shape, options.memory_of, cases[0])
+        return
+    if options.memory:
+        memories(options.model, cases)
+        return
     if options.parts:
-        parts(options.parts, options.rounds, options.device)
+        parts(shape, options.parts, options.rounds, options.device)
         return
     print(f"{machine(options.device)}\n\n{HEAD}", flush=True)
-    results = measure(options.cases, options.rounds, options.device)
+    results = measure(shape, cases, options.rounds, options.device)
     if options.output:
         options.output.write_text(json.dumps({"machine": machine(options.device), "figures": results}, indent=1) + "\n")
 

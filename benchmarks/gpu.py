@@ -125,7 +125,7 @@ def kernels(sizes: Sizes, device: str) -> None:
 def searches(sizes: Sizes, device: str) -> None:
     """Print the table of decoding.py."""
     print(f"\n### Beam search, float32\n\n{decoding.HEAD}", flush=True)
-    decoding.measure(list(sizes.decoding), sizes.decoding_rounds, device)
+    decoding.measure(decoding.SHAPES["conformer"], list(sizes.decoding), sizes.decoding_rounds, device)
 
 
 def streams(sizes: Sizes, device: str) -> None:

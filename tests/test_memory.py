@@ -26,7 +26,7 @@ def run(megabytes):
     for _ in range(3):
         torch.ones(megabytes * 1_000_000 // 4)           # one at a time
 for megabytes in (200, 20, 200):
-    print(memory._on_cpu(lambda: run(megabytes)))
+    print(memory.on_cpu(lambda: run(megabytes)))
 """
     assert [int(line) for line in in_a_process(code).splitlines()] == pytest.approx([200e6, 20e6, 200e6], rel=0.05)
 

@@ -88,7 +88,7 @@ def _peak(
     noise = torch.rand(round(seconds * source.fs)).to(device=device, dtype=getattr(torch, dtype)) - 0.5
     listening = partial(encoder_of, model, prompt=Prompt(**prompt))
     listening(noise[: source.fs])()  # allocates what is kept for later calls
-    peak = partial(_on_gpu, device) if device.startswith("cuda") else _on_cpu
+    peak = partial(_on_gpu, device) if device.startswith("cuda") else on_cpu
     run: list[Callable[[], object]] = []
     features = peak(lambda: run.append(listening(source.heard(noise))))
     return {"features": features, "encoder": peak(run[0])}
@@ -103,7 +103,8 @@ def _on_gpu(device: str, run: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _on_cpu(run: Callable[[], object]) -> int:
+def on_cpu(run: Callable[[], object]) -> int:
+    """The peak of this process's resident memory while `run` is called, in bytes above what it was before."""
     # Memory that the C library keeps for reuse would not be counted; glibc can return it.
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)

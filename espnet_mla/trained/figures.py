@@ -35,9 +35,7 @@ def parameters(model: AbsESPnetModel) -> dict[str, int]:
         return sum(parameter.numel() for parameter in module.parameters()) if module is not None else 0
 
     named = model.named_parameters()
-    attention = sum(
-        weight.numel() for name, weight in named if re.search(r"\.(self_attn|src_attn|attn|cross_attn)\.", name)
-    )
+    attention = sum(weight.numel() for name, weight in named if ATTENTION.search(name))
     return {
         "all": count(model),
         "encoder": count(model.encoder),

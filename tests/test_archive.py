@@ -104,7 +104,7 @@ BAD = {
             ("files: {asr_model_file: 3}", ": files: {'asr_model_file': 3}: `name: path` lines"),
         )
     },
-    "an empty meta.yaml": (with_meta("{}"), "model.zip holds no speech recogniser: its meta.yaml names only no file"),
+    "an empty meta.yaml": (with_meta("{}"), "model.zip holds no model: its meta.yaml names only no file"),
     "no model": (lambda path: zipped(*list(members().items())[:2], path=path), "model.zip lacks exp/model.pth"),
     "a configuration that is none": (
         lambda path: zipped(*members(**{"exp/config.yaml": "3"}).items(), path=path), "model.zip: exp/config.yaml must hold",
@@ -149,9 +149,9 @@ def test_an_archive_holds_one_model_and_no_other_is_taken_for_it():
 
 
 def test_the_archive_of_another_task_is_named_as_one():
-    meta = {"yaml_files": {"st_train_config": "exp/config.yaml"}, "files": {"st_model_file": "exp/model.pth"}}
-    zipped(*members(**{"meta.yaml": yaml.safe_dump(meta), "exp/config.yaml": "extra_asr_decoder: rnn\n"}).items())
-    with pytest.raises(UserError, match=r"model.zip is a model for speech translation \(ST\): only models for"):
+    meta = {"yaml_files": {"train_config": "exp/config.yaml"}, "files": {"model_file": "exp/model.pth"}}
+    zipped(*members(**{"meta.yaml": yaml.safe_dump(meta), "exp/config.yaml": "separator: rnn\n"}).items())
+    with pytest.raises(UserError, match=r"model.zip is a model for speech enhancement .*\(ENH\): only models for"):
         locate("model.zip", MODEL_FILE)
 
 

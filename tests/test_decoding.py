@@ -42,7 +42,7 @@ def decoded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("exp/asr_x/config.yaml", "exp/asr_x/valid.acc.ave.pth", *(f"dump/raw/{s}/wav.scp" for s in "abc")):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_text("{}\n")
+        Path(name).write_text("{encoder: rnn, ctc_conf: {}, token_list: tokens.txt}\n" if "config" in name else "{}\n")
     sets = []
 
     def decode_set(_, dset):

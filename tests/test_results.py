@@ -28,9 +28,7 @@ def test_it_is_what_the_kept_figures_give(rows):
     kept = {path.parent.name: json.loads(path.read_text()) for path in RESULTS.glob("figures/*/figures.json")}
     assert {name for row in rows for name in row["members"]} == kept.keys()
     for row in rows:
-        rates = [
-            kept[name]["scores"]["decode_asr_beam_size5"]["test_other"]["wer"]["rate"] for name in row["members"]
-        ]
+        rates = [kept[name]["scores"]["decode_asr_beam_size5"]["test_other"]["wer"]["rate"] for name in row["members"]]
         assert row["figures"]["wer.test_other"]["value"] == pytest.approx(sum(rates) / 3)
 
 

@@ -28,11 +28,12 @@ def from_pretrained(source: str | os.PathLike[str], **options: Any) -> "Speech2T
     Args:
         source: an archive of stage 14 (.zip), which is unpacked below ~/.cache/espnet_mla; a folder, either such an
             archive unpacked or an experiment; or owner/name on the Hugging Face hub.
-        inference_asr_model: of an experiment, the file of the model; default valid.acc.ave.pth.
-        options: of ESPnet's Speech2Text: device, beam_size, ctc_weight, ...
+        inference_asr_model: of an experiment, the file of the model; default valid.acc.ave.pth. Of another task also by
+            the name that its recipe has: inference_s2t_model, ...
+        options: of ESPnet's recogniser for the model's task: device, beam_size, ctc_weight, ...
 
     Returns:
-        ESPnet's Speech2Text. It takes the samples of one utterance, (time,) at the model's sampling rate, and returns
+        That recogniser: of speech recognition ESPnet's Speech2Text. It takes the samples of one utterance, (time,) at the model's sampling rate, and returns
         [(text, tokens, token ids, hypothesis), ...], the best one first.
 
     Raises:

@@ -33,8 +33,8 @@ def from_pretrained(source: str | os.PathLike[str], **options: Any) -> "Speech2T
         options: of ESPnet's recogniser for the model's task: device, beam_size, ctc_weight, ...
 
     Returns:
-        That recogniser: of speech recognition ESPnet's Speech2Text. It takes the samples of one utterance, (time,) at the model's sampling rate, and returns
-        [(text, tokens, token ids, hypothesis), ...], the best one first.
+        That recogniser: of speech recognition ESPnet's Speech2Text. It takes the samples of one utterance, (time,) at
+        the model's sampling rate, and returns [(text, tokens, token ids, hypothesis), ...], the best one first.
 
     Raises:
         UserError: the source is not there, is none of these, or was packed by a newer espnet_mla.

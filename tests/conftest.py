@@ -141,6 +141,9 @@ def expected(recipe) -> list[tuple[str, float]]:
     import experiment
     from espnet2.bin.asr_inference import Speech2Text
 
+    import espnet_mla
+
+    espnet_mla.register()
     with contextlib.chdir(recipe):
         files = ("exp/asr_tiny/config.yaml", "exp/asr_tiny/valid.acc.ave.pth")
         heard = experiment.heard(Speech2Text(*files, **experiment.DECODING), experiment.samples(recipe))

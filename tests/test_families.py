@@ -19,9 +19,10 @@ import soundfile
 import yaml
 
 import espnet_mla
+from espnet_mla.common.errors import UserError
 from espnet_mla.convert import command as convert
 from espnet_mla.measure import profile
-from espnet_mla.recipe import stages
+from espnet_mla.recipe import decoding, stages
 from espnet_mla.recipe.layout import Layout
 from espnet_mla.recipe.options import parse
 from espnet_mla.trained import transcribe
@@ -168,6 +169,12 @@ def test_owsm_predicts_times_and_decodes_long_recordings_as_espnet(folder, capsy
         ]  # fmt: skip
 
 
+def test_stage_12_refuses_a_model_of_text(folder):
+    arguments = ("--train_set", "train", "--valid_set", "dev", "--test_sets", "test", "--asr_exp", "exp/mt")
+    with pytest.raises(UserError, match=r"exp/mt has a model for machine translation \(MT\), which takes text"):
+        decoding.check(Layout(parse([*arguments]), arguments))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["s2t", "st", "slu_postencoder"])
 def test_the_recipe_decodes_scores_and_packs_what_lies_in_an_experiment(name, folder):
@@ -185,11 +192,11 @@ def test_the_recipe_decodes_scores_and_packs_what_lies_in_an_experiment(name, fo
     )  # fmt: skip
     at = Layout(parse([*arguments]), arguments)
     stages.perform(at)
-    decoding = at.decode_dir("test")
-    (utterance, *tokens) = (decoding / "token_int").read_text().split()
+    found = at.decode_dir("test")
+    (utterance, *tokens) = (found / "token_int").read_text().split()
     best = json.loads(Path("plain.json").read_text())[name][0][0]
     assert (utterance, [int(token) for token in tokens]) == ("utt", best)
-    hypothesis = (decoding / "score_wer/hyp.trn").read_text()
+    hypothesis = (found / "score_wer/hyp.trn").read_text()
     assert "<" not in hypothesis and "/test|1|3|" in Path(f"exp/{name}/RESULTS.md").read_text()
     assert yaml.safe_load(zipfile.ZipFile(at.packed_model).read("meta.yaml"))["files"].keys() == {
         f"{espnets}_model_file"

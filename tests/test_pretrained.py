@@ -172,7 +172,8 @@ def test_files_get_their_whole_path_and_tokens_stay_words(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "bpe.model").write_text("")
     config = {"token_list": ["exp", "data"], "bpemodel": "data/bpe.model", "encoder": "data",
-              "normalize_conf": {"stats_file": "exp"}, "files": [["data/bpe.model", "a"]], "n": 3}  # fmt: skip
+              "normalize_conf": {"stats_file": "exp"}, "files": [["data/bpe.model", "a"]], "n": 3,
+              "preprocessor_conf": {"text_name": "exp"}}  # fmt: skip
     assert with_files(config, tmp_path) == config | {
         "bpemodel": f"{tmp_path}/data/bpe.model", "normalize_conf": {"stats_file": f"{tmp_path}/exp"},
         "files": [[f"{tmp_path}/data/bpe.model", "a"]],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from espnet_mla.common.errors import UserError
 from espnet_mla.common.files import write_text
 from espnet_mla.common.jobs import Followed, count_lines, run_jobs, split_table, threads_for
 from espnet_mla.common.log import log
@@ -36,6 +37,8 @@ def check(layout: Layout) -> None:
             model, can't have.
     """
     settings, task = layout.settings, layout.task
+    if not task.audio:
+        raise UserError(f"{layout.asr_exp} has a model for {task.title}, which takes text: stage 12 decodes audio")
     path = settings.inference_config
     configured = read_options(Path(path), task) if path else {}
     _, rest = chunk_options(settings.inference_args.split())

@@ -192,11 +192,11 @@ def _other_models(folder: Path, option: str) -> str:
 def with_files(value: Any, root: Path, named: Callable[[Path], str] = str) -> Any:
     """A configuration in which every file below `root` has another name: its whole path, or what `named` makes of that.
 
-    A list of tokens stays as it is: a token may be spelt like a file.
+    A list of tokens stays as it is, and what is a name (`text_name: text`): they may be spelt like a file.
     """
     if isinstance(value, dict):
-        tokens = {key for key in value if key == "token_list" and isinstance(value[key], list)}
-        return {key: item if key in tokens else with_files(item, root, named) for key, item in value.items()}
+        kept = {key for key in value if key.endswith("_name") or (key == "token_list" and isinstance(value[key], list))}
+        return {key: item if key in kept else with_files(item, root, named) for key, item in value.items()}
     if isinstance(value, list):
         return [with_files(item, root, named) for item in value]
     if isinstance(value, str) and os.path.isfile(root / value):

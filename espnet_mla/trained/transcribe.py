@@ -242,7 +242,11 @@ def _parser() -> argparse.ArgumentParser:
     add_prompt(parser)
     parser.add_argument("--predict_time", action="store_true", help="of OWSM: segments with their times")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default the GPU where there is one")
-    parser.add_argument("--inference_asr_model", help="of an experiment's folder: the model's file (valid.acc.ave.pth)")
+    parser.add_argument(
+        *(f"--inference_{key}_model" for key in tasks.KEYS),
+        metavar="FILE",
+        help="of an experiment's folder: the model's file (valid.acc.ave.pth)",
+    )
     for name, (kind, meaning) in (DECODING | LANGUAGE_MODEL).items():
         parser.add_argument(f"--{name}", type=kind, help=meaning)
     return parser

@@ -17,8 +17,11 @@ from espnet_mla.models.encoders import ENCODERS
 from espnet_mla.models.frontend import FRONTENDS
 from espnet_mla.models.padding import make_pad_mask
 
-# ESPnet's tasks whose encoders and decoders are these.
-_TASKS = ("asr", "st", "slu", "mt", "s2t", "s2t_ctc")
+# ESPnet's tasks whose encoders and decoders are these. ESPnet3 has a table of its own for `asr`.
+_TASKS = (
+    "espnet2.tasks.asr", "espnet2.tasks.st", "espnet2.tasks.slu", "espnet2.tasks.mt", "espnet2.tasks.s2t",
+    "espnet2.tasks.s2t_ctc", "espnet3.systems.esp2_asr.task",
+)  # fmt: skip
 
 # ESPnet's programs that decode with CTC prefix scores. They take the scorer's class by its name.
 _PROGRAMS = (
@@ -34,8 +37,8 @@ def register() -> None:
     """
     _provide_editdistance()
     module: Any
-    for task in _TASKS:
-        _put(importlib.import_module(f"espnet2.tasks.{task}"))
+    for task in map(importlib.import_module, _TASKS):
+        _put(task)
     importlib.import_module("espnet2.tasks.asr").model_choices.classes["distilled"] = DistilledASRModel
     if copied := sys.modules.get("espnet2.tasks.enh_s2t"):  # with copies of its own, if it was imported before
         _put(copied)

@@ -49,11 +49,11 @@ def device(request):
 @pytest.fixture(scope="session", autouse=True)
 def users_folders_stay_as_they_are() -> Iterator[None]:
     """Fails the run if anything changes in the folders where the repository's recipes keep a user's work."""
-    before = recipes.snapshot(recipes.ROOT / "egs2")
+    before = recipes.snapshot(recipes.ROOT)
     yield
-    after = recipes.snapshot(recipes.ROOT / "egs2")
+    after = recipes.snapshot(recipes.ROOT)
     changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
-    assert not changed, f"changed below egs2/ by a test, or by a recipe that ran beside the tests: {changed[:9]}"
+    assert not changed, f"changed by a test, or by a recipe that ran beside the tests: {changed[:9]}"
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "egs2" / "librispeech_100" / "asr1"
-WORKING_FOLDERS = ("data", "dump", "exp", "downloads", "mini")
+WORKING_FOLDERS = ("data", "dump", "exp", "download", "downloads", "mini")
 """What runs make in a recipe's folder: no test reads or writes those of the repository."""
 
 TINY = (
@@ -68,11 +68,11 @@ def train(folder: Path) -> None:
     (folder / "stdout").write_text(done.stdout)
 
 
-def snapshot(recipes: Path) -> dict[str, tuple[int, int]]:
-    """Every file and folder in the working folders of all recipes below egs2/, with its size and time of last change."""
-    working = (folder for name in WORKING_FOLDERS for folder in recipes.glob(f"*/*/{name}"))
+def snapshot(root: Path) -> dict[str, tuple[int, int]]:
+    """Every file and folder in the working folders of all recipes, with its size and time of last change."""
+    working = (folder for name in WORKING_FOLDERS for folder in root.glob(f"egs[23]/*/*/{name}"))
     return {
-        str(path.relative_to(recipes)): (path.lstat().st_size, path.lstat().st_mtime_ns)
+        str(path.relative_to(root)): (path.lstat().st_size, path.lstat().st_mtime_ns)
         for folder in working
         for path in (folder, *folder.rglob("*"))
     }

@@ -1,5 +1,6 @@
 """Tests work in copies of a recipe's folder: what a user has made there is neither read nor changed."""
 
+import pytest
 import recipes
 
 
@@ -22,8 +23,9 @@ def test_a_recipes_folder_for_tests_has_its_scripts_and_configurations_as_files_
     assert not [path for path in folder.rglob("*") if path.is_symlink()]
 
 
-def test_every_change_of_a_users_work_is_found(tmp_path):
-    folder = tmp_path / "corpus/asr1/mini/exp/asr_x"
+@pytest.mark.parametrize("recipe", ["egs2/corpus/asr1/mini", "egs3/corpus/esp2_asr"])
+def test_every_change_of_a_users_work_is_found(recipe, tmp_path):
+    folder = tmp_path / recipe / "exp/asr_x"
     folder.mkdir(parents=True)
     results = folder / "RESULTS.md"
     snapshots = [recipes.snapshot(tmp_path)]

@@ -73,12 +73,27 @@ def locate(source: str | os.PathLike[str], model_file: str, option: str = "infer
             )
         return found
     if (folder / "config.yaml").is_file():
-        config, model = folder / "config.yaml", folder / model_file
+        config, model = folder / "config.yaml", _model_of(folder, model_file)
         task = tasks.task_of(read_mapping(config), source)
         found = Located(task, config, model, {}, recipe_folder(config), packed=False)
         _check_files(found, folder, source, option)
         return found
     raise UserError(f"{source} holds neither meta.yaml nor config.yaml: {_VALID}")
+
+
+def _model_of(folder: Path, model_file: str) -> Path:
+    """Of an experiment, the file of this name.
+
+    ESPnet3 makes no link of that name to the average over the most models, whose file is taken then.
+    """
+    path = folder / model_file
+    if path.exists() or model_file != MODEL_FILE:
+        return path
+    stem = MODEL_FILE.removesuffix(".pth")
+    averages = {
+        match[1]: file for file in folder.iterdir() if (match := re.fullmatch(rf"{stem}_(\d+)best\.pth", file.name))
+    }
+    return averages[max(averages, key=int)] if averages else path
 
 
 def _existing(source: str | os.PathLike[str]) -> Path | None:
@@ -149,6 +164,10 @@ def _packed_files(folder: Path, source: str | os.PathLike[str]) -> Located:
         if not isinstance(section, dict) or not all(isinstance(path, str) for path in section.values()):
             raise UserError(f"{source}: meta.yaml: {key}: {section or 'null'!s:.60}: `name: path` lines are needed")
         named |= section
+    where, others = "meta.yaml", [folder / path for path in meta.get("yaml_files", {}).values()]
+    if "system" in meta:  # of ESPnet3
+        where, others = named.get("inference_config", "meta.yaml (no inference_config)"), []
+        named = _decoding_files(folder / where) if (folder / where).is_file() else {}
     for key in tasks.KEYS:
         config, model = f"{key}_train_config", f"{key}_model_file"
         if {config, model} <= named.keys():
@@ -156,18 +175,28 @@ def _packed_files(folder: Path, source: str | os.PathLike[str]) -> Located:
             if not files[config].is_file():
                 raise UserError(f"{source} lacks {named[config]}")
             task = tasks.task_of(read_mapping(files[config]), source)
-            others = {name: path for name, path in files.items() if name not in (config, model)}
-            return Located(task, files[config], files[model], others, folder, packed=True)
-    for path in meta.get("yaml_files", {}).values():  # of a model of another task
-        if (folder / path).is_file():
-            tasks.task_of(read_mapping(folder / path), source)
-    raise UserError(f"{source} holds no model: its meta.yaml names only {', '.join(named) or 'no file'}")
+            more = {name: path for name, path in files.items() if name not in (config, model)}
+            return Located(task, files[config], files[model], more, folder, packed=True)
+    for path in filter(Path.is_file, others):  # of a model of another task
+        tasks.task_of(read_mapping(path), source)
+    raise UserError(f"{source} holds no model: its {where} names only {', '.join(named) or 'no file'}")
+
+
+def _decoding_files(config: Path) -> dict[str, str]:
+    """The files that an archive of ESPnet3 decodes with, by the names of the recogniser's arguments."""
+    model, here = read_mapping(config).get("model") or {}, "${recipe_dir}/"
+    return {
+        name: value.removeprefix(here)
+        for name, value in (model.items() if isinstance(model, dict) else ())
+        if isinstance(value, str) and value.startswith(here)
+    }
 
 
 def recipe_folder(config: Path) -> Path:
     """The folder that the paths in an experiment's config.yaml start from: that of the recipe, above the experiment."""
     experiment = Path(os.path.abspath(config)).parent
-    output_dir = Path(read_mapping(config).get("output_dir") or "")
+    training = read_mapping(config)
+    output_dir = Path(training.get("output_dir") or training.get("exp_dir") or "")  # of ESPnet2, of ESPnet3
     if output_dir.is_absolute():
         return Path.cwd()
     return next((above for above in experiment.parents if above / output_dir == experiment), Path.cwd())

@@ -6,6 +6,7 @@ import pytest
 import torch
 from espnet2.asr.decoder import transformer_decoder
 from espnet2.legacy.nets.batch_beam_search import BatchBeamSearch
+from espnet2.legacy.nets.batch_beam_search_online import BatchBeamSearchOnline
 from espnet2.legacy.nets.beam_search import BeamSearch
 from espnet2.legacy.nets.beam_search_partially_AR import PartiallyARBeamSearch
 from espnet2.legacy.nets.scorers.length_bonus import LengthBonus
@@ -148,15 +149,19 @@ def test_hidden_states_are_espnets():
     torch.testing.assert_close(one_hidden, expected_hidden[:1], rtol=1e-4, atol=1e-5)
 
 
-def test_states_that_were_let_go_are_made_again_from_the_tokens():
+@pytest.mark.parametrize("streaming", [True, False])
+def test_states_that_were_let_go_are_made_again_from_the_tokens(streaming):
     decoder = build()
     x, ys = torch.randn(6, D), torch.randint(0, VOCABULARY, (2, 6))
     xs, state, kept = x.expand(2, -1, -1), [decoder.batch_init_state(x)] * 2, []
+    if streaming:
+        state = decoder.extend_state(state)
     with torch.no_grad():
         for length in range(1, 6):
             _, state = decoder.batch_score(ys[:, :length], state, xs)
             kept.append([decoder.select_state(state, i) for i in (0, 1)])
-        assert not kept[0][0].tokens and kept[-3][0].tokens  # a search that goes back two steps finds all in place
+        # One that goes back two steps finds all in place.
+        assert [bool(states[0].tokens) for states in kept] == [False, False, *[streaming] * 2, True]
         for length, states in ((2, kept[0]), (5, kept[3]), (4, [kept[2][0], kept[3][1]])):
             scores, _ = decoder.batch_score(ys[:, :length], states, xs)
             expected = teacher_forced(decoder, ys[:, :length], xs)[:, -1]
@@ -192,6 +197,8 @@ def test_a_search_that_goes_back_two_steps_and_hears_more_gets_espnets_scores():
     with torch.no_grad():
         for decoder in (build(), build(ESPNET)):
             states = [decoder.batch_init_state(x[:6])]
+            if hasattr(decoder, "extend_state"):  # as ESPnet's streaming searches ask
+                states = decoder.extend_state(states)
             kept = []
             for length in (1, 2, 3):
                 _, states = decoder.batch_score(ys[:, :length], states, x[None, :6])
@@ -261,6 +268,30 @@ def test_beam_search_of_several_utterances_finds_espnets_hypotheses():
 NUMBERS = {"mha": 2 * D, "gqa": 2 * 4, "mla": 6}
 
 
+@pytest.mark.parametrize("blocks", [{"block_size": 8, "hop_size": 4, "look_ahead": 2}, {"block_size": 0}])
+def test_espnets_streaming_search_finds_espnets_hypotheses(blocks, monkeypatch):
+    """It goes back two steps where a block may have cut a word, and never has to make a cache again for that."""
+    x = torch.randn(40, D, generator=torch.Generator().manual_seed(3))
+    made_again, advance = [], TransformerDecoder._advance
+
+    def counting(self, ys, state, *args, **kwargs):
+        made_again.append(ys.shape[1] > 1 and not state.tokens)
+        return advance(self, ys, state, *args, **kwargs)
+
+    monkeypatch.setattr(TransformerDecoder, "_advance", counting)
+    found = []
+    for decoder, ctc_scorer in ((build(), PrefixScorer), (build(ESPNET), ESPNET_CTC)):
+        online = search(decoder, ctc_scorer, BatchBeamSearchOnline, **blocks)
+        online.set_hyp_primer([VOCABULARY - 1])
+        with torch.no_grad():
+            for start in range(0, 40, 10):
+                heard = x[start : start + 10] if blocks["block_size"] else x[: start + 10]
+                hypotheses = online(heard, maxlenratio=0.75, is_final=start == 30)
+        found.append(hypotheses)
+    assert len(found[0]) > 0 and made_again.count(True) == 0
+    assert_same_hypotheses(found[0][:5], found[1][:5])
+
+
 @pytest.mark.parametrize(("kind", "options"), [CHOICES[0], CHOICES[1], CHOICES[3]])
 @pytest.mark.parametrize("beam", [2, 5])
 def test_the_cache_is_as_large_as_it_says_and_the_sources_does_not_depend_on_the_beam(kind, options, beam):
@@ -277,7 +308,7 @@ def test_the_cache_is_as_large_as_it_says_and_the_sources_does_not_depend_on_the
 def test_hypotheses_that_have_ended_hold_no_cache():
     with torch.no_grad():
         found = search(build(), PrefixScorer)(torch.randn(20, D), maxlenratio=-8.0)
-    assert sum(bool(h.states["decoder"].tokens) for h in found) <= 3 * 4  # those of the last three steps
+    assert sum(bool(h.states["decoder"].tokens) for h in found) <= 4  # those of the last step
 
 
 @pytest.mark.parametrize(("kind", "options"), CHOICES)

@@ -7,7 +7,6 @@ ESPnet's.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -26,7 +25,7 @@ CHOICES = ("mha", "gqa", "mla")
 
 
 MAX_BACKTRACK = 2
-"""Steps that a search may go back."""
+"""Steps that a search may go back while speech is still coming in."""
 
 
 class CacheBytes(NamedTuple):
@@ -44,18 +43,19 @@ class DecodingState:
         source: of each layer, the source attention's cache of the encoder output, a row for each utterance.
         encoded: that output, (utterances, time, d).
         tokens: of each layer, the self-attention's cache of the tokens; empty before the first, and where a later
-            step has released it.
+            step has released it: a beam search keeps the states of finished hypotheses and never scores them again.
+            Where one is scored nevertheless, its cache is made again.
         rows: (int64, one axis) the rows of `tokens` that this state stands for, the hypotheses of an utterance side by
             side.
-        earlier: the `tokens` of the last `MAX_BACKTRACK` steps before. A beam search keeps the states of finished
-            hypotheses and never scores them again: their caches are released. ESPnet's streaming searches go back by
-            two steps.
+        growing: whether more speech may come in. ESPnet's streaming searches then go back by two steps.
+        earlier: the `tokens` of the last `MAX_BACKTRACK` steps before, of a growing one; they are not released yet.
     """
 
     source: list[FrameCache]
     encoded: Tensor
     tokens: list[FrameCache]
     rows: Tensor
+    growing: bool = False
     earlier: tuple[list[FrameCache], ...] = ()
 
     def select(self, rows: Tensor | slice) -> "DecodingState":
@@ -194,10 +194,11 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         past = self._joined(states, xs)
         if xs_mask is not None:
             xs_mask = xs_mask[:: len(ys) // past.source[0].rows]
-        out, hidden, state = self._advance(ys, past, xs_mask)
-        if len(past.earlier) == MAX_BACKTRACK:
-            past.earlier[-1].clear()
-        state = replace(state, earlier=(past.tokens, *past.earlier)[:MAX_BACKTRACK])
+        out, hidden, state = self._advance(ys, past, xs_mask, release=not past.growing)
+        if past.growing:
+            if len(past.earlier) == MAX_BACKTRACK:
+                past.earlier[-1].clear()
+            state = replace(state, earlier=(past.tokens, *past.earlier)[:MAX_BACKTRACK])
         return ((out, hidden) if return_hs else out), state
 
     def batch_score_partially_AR(self, ys, states, xs, yseq_lengths):
@@ -205,6 +206,12 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         if isinstance(states, list):
             states = [None]
         return super().batch_score_partially_AR(ys, states, xs, yseq_lengths)
+
+    def extend_state(self, states: list[DecodingState | None] | DecodingState) -> Any:
+        """The states of a search that hears more speech, for which ESPnet's streaming searches call this."""
+        if isinstance(states, DecodingState):
+            return replace(states, growing=True)
+        return [state and replace(state, growing=True) for state in states]
 
     def select_state(self, state: DecodingState, i: int, new_id: int | None = None) -> DecodingState:
         """The state of hypothesis i."""
@@ -225,7 +232,7 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         if isinstance(states, DecodingState):
             state = states
         elif not (known := [state for state in states if state is not None]):
-            state = self.batch_init_state(xs[:1] if xs.stride(0) == 0 else xs)
+            state = replace(self.batch_init_state(xs[:1] if xs.stride(0) == 0 else xs), growing=True)
         elif all(other.tokens is known[0].tokens for other in known):
             state = replace(known[0], rows=torch.cat([other.rows for other in known]))
         else:
@@ -240,16 +247,24 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
     def _source(self, x: Tensor) -> list[FrameCache]:
         return [layer.src_attn.project_kv(x) for layer in self.decoders]
 
-    def _advance(self, ys: Tensor, state: DecodingState, mask: Tensor | None) -> tuple[Tensor, Tensor, DecodingState]:
-        """Log probabilities, hidden state and the next state, after the tokens that `state` does not hold yet."""
-        rows, tokens = state.rows, state.tokens
+    def _advance(
+        self, ys: Tensor, state: DecodingState, mask: Tensor | None, release: bool = False
+    ) -> tuple[Tensor, Tensor, DecodingState]:
+        """Log probabilities, hidden state and the next state, after the tokens that `state` does not hold yet.
+
+        With `release` each layer's cache of `state` is let go as soon as the next one has been made of it.
+        """
+        rows, tokens = state.rows, [*state.tokens]
+        if release:
+            state.tokens.clear()
         for length in range(len(tokens[0]) + 1 if tokens else 1, ys.shape[1] + 1):
             x = self.embed(ys[:, :length])[:, -1:]
-            caches: Sequence[FrameCache | None] = tokens or [None] * len(self.decoders)
-            pasts = [Past(cache, rows) for cache in caches]
-            for layer, source, past in zip(self.decoders, state.source, pasts, strict=True):
+            grown = []
+            for layer, source in zip(self.decoders, state.source, strict=True):
+                past = Past(tokens.pop(0) if tokens else None, rows)
                 x, *_ = layer(x, past, source, mask)
-            tokens = [past.cache for past in pasts if past.cache is not None]
+                grown.append(past.cache)
+            tokens = [cache for cache in grown if cache is not None]
             rows = torch.arange(len(ys), device=ys.device)
         self.cache_bytes = CacheBytes(
             max(self.cache_bytes.self_attention, sum(kv.nbytes for kv in tokens)),
@@ -261,7 +276,7 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         out = hidden
         if self.output_layer is not None:
             out = torch.log_softmax(self.output_layer(hidden), dim=-1)
-        return out, hidden, DecodingState(state.source, state.encoded, tokens, rows)
+        return out, hidden, DecodingState(state.source, state.encoded, tokens, rows, state.growing)
 
 
 def _view(x: Tensor) -> tuple:

@@ -12,7 +12,7 @@ from espnet2.train.class_choices import ClassChoices
 
 from espnet_mla.models.ctc import PrefixScorer
 from espnet_mla.models.decoder import DECODERS
-from espnet_mla.models.distilled import DistilledASRModel
+from espnet_mla.models.distilled import DISTILLED
 from espnet_mla.models.encoders import ENCODERS
 from espnet_mla.models.frontend import FRONTENDS
 from espnet_mla.models.padding import make_pad_mask
@@ -39,7 +39,8 @@ def register() -> None:
     module: Any
     for task in map(importlib.import_module, _TASKS):
         _put(task)
-    importlib.import_module("espnet2.tasks.asr").model_choices.classes["distilled"] = DistilledASRModel
+    for name, distilled in DISTILLED.items():
+        importlib.import_module(f"espnet2.tasks.{name}").model_choices.classes["distilled"] = distilled
     if copied := sys.modules.get("espnet2.tasks.enh_s2t"):  # with copies of its own, if it was imported before
         _put(copied)
     for encoder in ENCODERS:  # they take the function by its name

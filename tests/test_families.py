@@ -28,6 +28,7 @@ from espnet_mla.recipe.options import parse
 from espnet_mla.trained import transcribe
 
 HEARING = [name for name, (task, _) in families.FAMILIES.items() if task != "mt"]
+DISTILLED = [name for name, (task, _) in families.FAMILIES.items() if task not in ("st", "mt")]
 ALL_MODULES = "encoder,decoder_self,decoder_src"
 MODULES = {name: "encoder" if name == "s2t_ctc" else ALL_MODULES for name in families.FAMILIES}
 
@@ -89,7 +90,7 @@ def test_the_table_of_the_docs_says_what_is_tested_here():
     rows = {IN_DOCS[family]: row for family, *row in cells[2:]}
     assert rows == {
         name: [f"`{task}`", "yes", MODULES[name].replace(",", ", "), *["yes" if name in HEARING else "no"] * 2,
-               "yes" if task == "asr" else "no"]
+               "yes" if name in DISTILLED else "no"]
         for name, (task, _) in families.FAMILIES.items()
     }  # fmt: skip
 
@@ -125,6 +126,22 @@ def test_calibrated_on_speech_the_error_at_full_rank_is_rounding(name, folder):
     layers = json.loads(Path("exp/converted/conversion.json").read_text())["layers"]
     assert len(layers) == 2 * len(modules.split(","))
     assert max(layer["relative_error"] for layer in layers) < 1e-5
+
+
+@pytest.mark.parametrize("name", some(DISTILLED, "s2t", "s2t_ctc"))
+def test_distilled_it_comes_nearer_to_its_original(name, folder):
+    rng = np.random.default_rng(1)
+    for number in range(12):
+        soundfile.write(f"{number}.flac", rng.uniform(-0.3, 0.3, 9000 + 500 * number), 16000)
+    Path("wav.scp").write_text("".join(f"u{number:02} {number}.flac\n" for number in range(12)))
+    modules = MODULES[name]
+    arguments = ["--model_tag", f"exp/{name}", "--modules", modules, "--kv_lora_rank", "2", "--output_dir", "exp/new"]
+    ways = ["--distill", "wav.scp", "--epochs", "4", "--lr", "0.0005", "--batch_bins", "100000"]
+    assert convert.main([*arguments, *ways]) == 0
+    distilled = json.loads(Path("exp/new/conversion.json").read_text())["distillation"]
+    assert distilled["loss_after"] < 0.95 * distilled["loss_before"]
+    assert ("kl_decoder" in Path("exp/new/distill/train.log").read_text()) == ("decoder" in modules)
+    assert decoded(name, "exp/new")
 
 
 @pytest.mark.parametrize("name", some(HEARING, "s2t"))
@@ -247,11 +264,14 @@ def test_what_a_family_does_not_take_is_one_line(folder, capsys):
     assert error == "--seconds 10: this model hears 2 s, to which all speech is padded"
     Path("wav.scp").write_text("utt speech.flac\n")
     distilled = ("--kv_lora_rank", "8", "--output_dir", "exp/new", "--distill", "wav.scp")
-    for name in ("st", "s2t", "slu"):
-        error = refused(capsys, convert.main, "--model_tag", f"exp/{name}", *distilled)
-        assert f"exp/{name}/config.yaml is a model for " in error and error.endswith(
-            ": only models for speech recognition (ASR) are distilled"
-        )
+    error = refused(capsys, convert.main, "--model_tag", "exp/st", *distilled)
+    assert "exp/st/config.yaml is a model for speech translation (ST): only models for speech recognition" in error
+    Path("text").write_text("utt THE CAT\n")
+    for name, more, problem in (
+        ("s2t", ("--text", "text", "--labels", "1"), "--labels 1: ESPnet's loss of a model for speech to text with "),
+        ("s2t_ctc", ("--text", "text"), "--text text: a model for speech to text by CTC with prompts (S2T-CTC) has no"),
+    ):
+        assert refused(capsys, convert.main, "--model_tag", f"exp/{name}", *distilled, *more).startswith(problem)
         assert not Path("exp/new").exists()
 
 

@@ -98,14 +98,13 @@ class Calibration:
         preprocess = task.task_class().build_preprocess_fn(args, False)
         if preprocess is None:
             raise UserError("use_preprocessor: false: the text of the calibration speech can't be made tokens")
-        before = ""
         if task is tasks.S2T:
             self.prompt.ids(model.token_list)
-            # As OWSM's transcripts begin; they may have it themselves.
-            before = f"{self.prompt.lang_sym}{self.prompt.task_sym}{args.preprocessor_conf['notime_symbol']} "
 
         def tokens_of(key: str) -> list[int]:
-            text = texts[key] if texts[key].startswith("<") else f"{before}{texts[key]}"
+            text = texts[key]
+            if task is tasks.S2T:
+                text = self.prompt.complete(text, args.preprocessor_conf["notime_symbol"])
             return [model.sos, *preprocess(key, {"text": text})["text"].tolist()]
 
         return tokens_of

@@ -68,7 +68,7 @@ def _convert(options: argparse.Namespace, spec: ConversionSpec) -> None:
     register()
     source = find(options.asr_train_config, options.asr_model_file, options.model_tag)
     if options.distill:
-        check_task(source)
+        check_task(source.task, source.config_file, options.text, options.labels)
     prompt = model_options.prompt_of(options, source.task)
     result = convert(source, spec, options.device, prompt)
     with experiment.leaving(place, options.overwrite) as folder:

@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="of a converted model, as exp/A_mla64")
     parser.add_argument("--speech", metavar="WAV_SCP", type=Path, required=True, help="as data/train_clean_100/wav.scp")
     add_options(parser.add_argument_group("training"))
+    model_options.add_prompt(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     return parser
 
@@ -104,9 +105,12 @@ def run(folder: Path, speech: Path, options: argparse.Namespace) -> None:
     from espnet_mla.common.log import log
     from espnet_mla.common.processes import end_on_signals
     from espnet_mla.convert.distillation import DistillationSpec, distill
+    from espnet_mla.convert.experiment import MODEL
+    from espnet_mla.trained.model import find
 
     end_on_signals()
     began = time.monotonic()
     given = {name: getattr(options, name) for name in (*NAMES, "device")}
-    distill(folder, DistillationSpec(speech, **given))
+    prompt = model_options.prompt_of(options, find(str(folder / "config.yaml"), str(folder / MODEL), None).task)
+    distill(folder, DistillationSpec(speech, **given, prompt=prompt))
     log(f"{folder / 'model.pth'} is distilled ({time.monotonic() - began:.0f} seconds)")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 from espnet2.samplers.num_elements_batch_sampler import NumElementsBatchSampler
-from espnet2.tasks.asr import ASRTask
+from espnet2.tasks.abs_task import AbsTask
 from espnet2.torch_utils.device_funcs import to_device
 from espnet2.train.trainer import Trainer
 from tqdm import tqdm
@@ -28,13 +28,14 @@ from espnet_mla.common.log import log
 from espnet_mla.common.tables import read_table
 from espnet_mla.common.yaml_files import read_mapping
 from espnet_mla.convert.experiment import MODEL
-from espnet_mla.models.distilled import DistilledASRModel
+from espnet_mla.models.distilled import DISTILLED, Distilled
+from espnet_mla.models.encoding import DEFAULT_PROMPT, Prompt
 from espnet_mla.recipe.training import CHECKPOINT, NO_STEP, epoch_line
 from espnet_mla.trained.locate import with_files
 from espnet_mla.trained.model import Source, find
 from espnet_mla.trained.names import CONVERSION_FILE
 from espnet_mla.trained.speech import Speech, choose
-from espnet_mla.trained.tasks import ASR
+from espnet_mla.trained.tasks import S2T, S2T_CTC, TASKS, Task
 
 WORK = "distill"
 """The folder of the training, below that of the model."""
@@ -66,6 +67,7 @@ class DistillationSpec:
         device: cpu, cuda, cuda:1, ...
         use_amp: mixed precision.
         seed: of the order of the speech.
+        prompt: for OWSM.
     """
 
     speech: Path
@@ -78,17 +80,29 @@ class DistillationSpec:
     device: str = "cpu"
     use_amp: bool = False
     seed: int = 0
+    prompt: Prompt = DEFAULT_PROMPT
 
 
-def check_task(source: Source) -> None:
-    """Refuse a model that can't be distilled.
+def check_task(task: Task, config_file: Path, text: Path | None, labels: float) -> None:
+    """Refuse a model that can't be distilled, or not in this way.
+
+    Args:
+        task: of it.
+        config_file: its configuration.
+        text, labels: as of `DistillationSpec`.
 
     Raises:
-        UserError: it is of another task.
+        UserError: it is of another task, or its task has no use for such text.
     """
-    if source.task is not ASR:
+    if task.name not in DISTILLED:
+        able = ", ".join(task.title for task in TASKS if task.name in DISTILLED)
+        raise UserError(f"{config_file} is a model for {task.title}: only models for {able} are distilled")
+    if text and task is S2T_CTC:
+        raise UserError(f"--text {text}: a model for {task.title} has no decoder, which alone would learn from it")
+    if labels and task is S2T:
         raise UserError(
-            f"{source.config_file} is a model for {source.task.title}: only models for {ASR.title} are distilled"
+            f"--labels {labels:g}: ESPnet's loss of a model for {task.title} needs more than transcripts: train "
+            "it in its own recipe, where `model: distilled` takes the teacher"
         )
 
 
@@ -116,27 +130,28 @@ def _distill(folder: Path, work: Path, spec: DistillationSpec) -> None:
     espnet_mla.register()
     record = json.loads((folder / CONVERSION_FILE).read_text(encoding="utf-8"))
     student = find(str(folder / "config.yaml"), str(folder / MODEL), None)
-    check_task(student)
+    check_task(student.task, student.config_file, spec.text, spec.labels)
     origin = {key: os.path.normpath(folder / file) for key, file in record["converted_from"].items()}
     teacher = find(origin["config"], origin["model"], None)
     if student.config["token_list"] != teacher.config["token_list"]:
         raise UserError(f"{student.config_file} and {teacher.config_file} have other token lists: token_list")
     speech = choose(spec.speech, len(read_table(spec.speech)), student.fs)
-    seconds = _prepare(work / "data", speech, spec)
+    seconds = _prepare(work / "data", speech, student, spec)
     table = TEXT if spec.text else None
     if not table and any(layer["part"].startswith("decoder") for layer in record["layers"]):
         table = HYPOTHESES
-        _recognise(work / "data", teacher, student.fs)
+        _recognise(work / "data", teacher, spec.prompt)
     if not (work / CONVERTED).exists():
         with replacing(work / CONVERTED) as partial:
             shutil.copyfile(folder / MODEL, partial)
     config = _configuration(work, student, teacher, table, spec)
     _check_resumed(work, config)
     write_text(work / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    before = _loss(work, work / CONVERTED, spec.device)
-    failure = _train(work, spec.device)
+    task = _learning(student.task)
+    before = _loss(task, work, work / CONVERTED, spec.device)
+    failure = _train(task, work, spec.device)
     best = work / ("valid.loss.best.pth" if failure else "valid.loss.ave.pth")
-    after = _loss(work, best, spec.device) if best.exists() else before
+    after = _loss(task, work, best, spec.device) if best.exists() else before
     log(f"Loss on the speech held out: {before:.4f}, distilled {after:.4f}")
     if after < before:
         with replacing(folder / MODEL) as partial:
@@ -156,7 +171,7 @@ def _distill(folder: Path, work: Path, spec: DistillationSpec) -> None:
         )
 
 
-def _prepare(data: Path, speech: Speech, spec: DistillationSpec) -> float:
+def _prepare(data: Path, speech: Speech, student: Source, spec: DistillationSpec) -> float:
     """Write the lists of what is learnt from and of what is held out, with lengths, and return the seconds of all.
 
     Raises:
@@ -173,22 +188,28 @@ def _prepare(data: Path, speech: Speech, spec: DistillationSpec) -> float:
         texts = read_table(spec.text)
         if missing := [key for key in lengths if key not in texts]:
             raise UserError(f"{spec.text} lacks {missing[0]} of {speech.path}")
+    conf = student.config.get("preprocessor_conf") or {}
+    if student.task is S2T and texts is not None:
+        texts = {key: spec.prompt.complete(texts[key], conf["notime_symbol"]) for key in lengths}
+    window = round(conf.get("speech_length", 30) * speech.rate) if student.task in (S2T, S2T_CTC) else None
     every = max(HELD_OUT, len(lengths) // MOST_HELD_OUT) if len(lengths) >= HELD_OUT else len(lengths)
     for part in ("train", "valid"):
         keys = [key for place, key in enumerate(lengths) if (place % every == every - 1) == (part == "valid")]
         write_text(data / part / "wav.scp", "".join(f"{key} {speech.entries[key]}\n" for key in keys))
-        write_text(data / part / "speech_shape", "".join(f"{key} {lengths[key]}\n" for key in keys))
+        write_text(data / part / "speech_shape", "".join(f"{key} {window or lengths[key]}\n" for key in keys))
         if texts is not None:
             write_text(data / part / TEXT, "".join(f"{key} {texts[key]}\n" for key in keys))
     return sum(lengths.values()) / speech.rate
 
 
-def _recognise(data: Path, teacher: Source, rate: int) -> None:
+def _recognise(data: Path, teacher: Source, prompt: Prompt) -> None:
     """Write what the teacher recognises as the text of the speech; what an earlier run has recognised is kept.
 
     This is sequence-level distillation (Kim and Rush, arXiv 1606.07947).
     """
-    speech2text = teacher.speech2text(beam_size=BEAM_SIZE)
+    rate = teacher.fs
+    told = {"lang_sym": prompt.lang_sym, "task_sym": prompt.task_sym} if teacher.task is S2T else {}
+    recogniser = teacher.speech2text(beam_size=BEAM_SIZE, **told)
     for part in ("train", "valid"):
         speech, path = (
             Speech(data / part / "wav.scp", read_table(data / part / "wav.scp"), rate),
@@ -200,7 +221,7 @@ def _recognise(data: Path, teacher: Source, rate: int) -> None:
             for key, samples in tqdm(
                 todo, desc=f"hypotheses, {part}", total=len(todo.entries), unit="utt", disable=None
             ):
-                found = speech2text(samples.numpy())
+                found = teacher.task.decode(recogniser, samples.numpy())
                 table.write(f"{key} {found[0][0] if found else ''}".rstrip() + "\n")
                 table.flush()
 
@@ -227,7 +248,8 @@ def _configuration(
 ) -> dict[str, Any]:
     """Of the training, for ESPnet's parser; `table` is what the decoder learns over."""
     # What no file may give is left out.
-    known = vars(ASRTask.get_parser().parse_args([])).keys() - {"config", "required", "distributed"}
+    parser = student.task.task_class().get_parser()
+    known = vars(parser.parse_args([])).keys() - {"config", "required", "distributed"}
     config = {key: value for key, value in with_files(student.config, student.root).items() if key in known}
     data = work / "data"
     entries = {**read_table(data / "train/wav.scp"), **read_table(data / "valid/wav.scp")}
@@ -240,12 +262,13 @@ def _configuration(
         config[f"{part}_data_path_and_name_and_type"] = tables
         config[f"{part}_shape_file"] = [str(data / part / "speech_shape")]
     write_text(work / TEACHER, yaml.safe_dump(with_files(teacher.config, teacher.root), allow_unicode=True))
-    ours = inspect.signature(DistilledASRModel).parameters.keys()
+    ours = inspect.signature(Distilled).parameters.keys()
     conf = {key: value for key, value in (config.get("model_conf") or {}).items() if key not in ours}
+    told = vars(spec.prompt) if student.task is S2T_CTC else {}
     return config | {
         "model": "distilled",
         "model_conf": conf
-        | {"teacher": str(teacher.model_file), "teacher_config": str(work / TEACHER), "labels": spec.labels},
+        | {"teacher": str(teacher.model_file), "teacher_config": str(work / TEACHER), "labels": spec.labels, **told},
         "output_dir": str(work),
         "init_param": [str(work / CONVERTED)],
         "resume": True,
@@ -296,21 +319,24 @@ class _Trainer(Trainer):
                 handle.remove()
 
 
-class _Task(ASRTask):
-    """Speech recognition that needs no transcripts."""
+def _learning(task: Task) -> type[AbsTask]:
+    """ESPnet's task, but it needs no transcripts."""
 
-    trainer = _Trainer
+    class Learning(task.task_class()):  # type: ignore[misc]
+        trainer = _Trainer
 
-    @classmethod
-    def required_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:
-        return ("speech",)
+        @classmethod
+        def required_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:
+            return ("speech",)
 
-    @classmethod
-    def optional_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:
-        return ("text",)
+        @classmethod
+        def optional_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:
+            return ("text",)
+
+    return Learning
 
 
-def _train(work: Path, device: str) -> str:
+def _train(task: type[AbsTask], work: Path, device: str) -> str:
     """Train, or go on; return why it was given up, in words, or nothing."""
     stopped: list[str] = []
 
@@ -325,7 +351,7 @@ def _train(work: Path, device: str) -> str:
     follower.emit = follow  # type: ignore[method-assign]
     with _logging_to(work / LOG, follower), torch.cuda.device(device) if device != "cpu" else contextlib.nullcontext():
         try:
-            _Task.main(cmd=["--config", str(work / CONFIG)])
+            task.main(cmd=["--config", str(work / CONFIG)])
         except UserError as error:
             stopped.append(str(error))
     return stopped[0] if stopped else ""
@@ -349,14 +375,14 @@ def _logging_to(path: Path, *handlers: logging.Handler) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _loss(work: Path, model_file: Path, device: str) -> float:
+def _loss(task: type[AbsTask], work: Path, model_file: Path, device: str) -> float:
     """The loss of a model on the speech held out."""
-    model, args = _Task.build_model_from_file(work / CONFIG, model_file, device)
+    model, args = task.build_model_from_file(work / CONFIG, model_file, device)
     with _logging_to(work / LOG):
-        batches = _Task.build_streaming_iterator(
+        batches = task.build_streaming_iterator(
             data_path_and_name_and_type=args.valid_data_path_and_name_and_type,
-            preprocess_fn=_Task.build_preprocess_fn(args, train=False),
-            collate_fn=_Task.build_collate_fn(args, train=False),
+            preprocess_fn=task.build_preprocess_fn(args, train=False),
+            collate_fn=task.build_collate_fn(args, train=False),
             key_file=args.valid_shape_file[0],
             dtype="float32",
         )

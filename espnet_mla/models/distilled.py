@@ -1,19 +1,25 @@
 """A model that learns from another one, frozen, what that one makes of the same speech; no transcript is needed."""
 
+import importlib
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from espnet2.asr.espnet_model import ESPnetASRModel
 from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
 from espnet2.legacy.nets.pytorch_backend.transformer.add_sos_eos import add_sos_eos
+from espnet2.s2t.espnet_ctc_model import ESPnetS2TCTCModel
+from espnet2.s2t.espnet_model import ESPnetS2TModel
+from espnet2.slu.espnet_model import ESPnetSLUModel
 from espnet2.torch_utils.device_funcs import force_gatherable
+from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
 
 from espnet_mla.common.errors import UserError
+from espnet_mla.models.encoding import DEFAULT_PROMPT, Prompt, batch_inputs_of
 
 DIVERGENCE = 5.0
 """Weight of a divergence against a relative squared error."""
@@ -41,8 +47,8 @@ class Heard(NamedTuple):
     tokens: Tensor | None
 
 
-class DistilledASRModel(ESPnetASRModel):
-    """ESPnet's model for speech recognition, trained to be like a teacher: `model: distilled` in a configuration.
+class Distilled(AbsESPnetModel):
+    """What makes one of ESPnet's models learn to be like a teacher: `model: distilled` in a configuration.
 
     The loss is the mean over the encoder's blocks of the relative squared error of their outputs, the same of the
     encoder's output, and `divergence` times the Kullback-Leibler divergence of the CTC posteriors from the teacher's
@@ -58,9 +64,14 @@ class DistilledASRModel(ESPnetASRModel):
         teacher_config: its configuration; None for config.yaml beside the model file.
         divergence: weight of the divergences.
         labels: weight of ESPnet's own loss.
+        lang_sym: language of the speech, for OWSM-CTC, whose encoder is told.
+        task_sym: what is to be done with it.
         **conf: of ESPnet's model.
     """
 
+    task: ClassVar[tuple[str, str]]
+    """Of the model: a module in espnet2.tasks, and the class there."""
+    token_list: list[str]
     error_calculator: Any
 
     def __init__(
@@ -70,14 +81,17 @@ class DistilledASRModel(ESPnetASRModel):
         teacher_config: str | None = None,
         divergence: float = DIVERGENCE,
         labels: float = 0.0,
+        lang_sym: str = DEFAULT_PROMPT.lang_sym,
+        task_sym: str = DEFAULT_PROMPT.task_sym,
         **conf: Any,
     ) -> None:
         super().__init__(**conf)
+        self.prompt = Prompt(lang_sym, task_sym)
         self.teacher_file, self.divergence, self.labels = Path(teacher), divergence, labels
         self.teacher_config = Path(teacher_config) if teacher_config else self.teacher_file.with_name("config.yaml")
         self.eval()
 
-    def train(self, mode: bool = True) -> "DistilledASRModel":
+    def train(self, mode: bool = True) -> Self:
         """Stay in inference mode, whatever is asked for."""
         self.learning = mode
         return super().train(False)
@@ -97,19 +111,19 @@ class DistilledASRModel(ESPnetASRModel):
             speech_lengths: (batch,).
             text: (batch, tokens), or None.
             text_lengths: (batch,), or None.
-            kwargs: what else ESPnet gives; not used.
+            kwargs: what else ESPnet gives, for its own loss.
 
         Returns:
             The loss; the figures that are logged; the number of utterances.
         """
         speech = speech[:, : speech_lengths.max()]
         with torch.no_grad():
-            wanted = heard(self.teacher(), speech, speech_lengths, text, text_lengths)
-        got = heard(self, speech, speech_lengths, text, text_lengths)
+            wanted = heard(self.teacher(), speech, speech_lengths, text, text_lengths, self.prompt)
+        got = heard(self, speech, speech_lengths, text, text_lengths, self.prompt)
         stats = losses(got, wanted)
         loss = total(stats, self.divergence)
         if self.labels and text is not None:
-            stats["labels"], espnets = self._with_labels(speech, speech_lengths, text, text_lengths)
+            stats["labels"], espnets = self._with_labels(speech, speech_lengths, text, text_lengths, **kwargs)
             stats = espnets | stats
             loss = loss + self.labels * stats["labels"]
         if torch.isnan(loss):
@@ -118,32 +132,32 @@ class DistilledASRModel(ESPnetASRModel):
         detached = {name: one.detach() if isinstance(one, Tensor) else one for name, one in stats.items()}
         return force_gatherable((loss, detached, len(speech)), loss.device)
 
-    def _with_labels(self, *batch: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
+    def _with_labels(self, *batch: Tensor | None, **others: Any) -> tuple[Tensor, dict[str, Any]]:
         """ESPnet's loss, and its figures, the accuracy among them by which it chooses the best model."""
         calculator = self.error_calculator
         if self.learning:  # it decodes for its error rates what is no training
             self.error_calculator = None
         try:
-            loss, stats, _ = super().forward(*batch)
+            loss, stats, _ = super().forward(*batch, **others)
         finally:
             self.error_calculator = calculator
         return loss, stats
 
-    def teacher(self) -> ESPnetASRModel:
+    def teacher(self) -> AbsESPnetModel:
         """The teacher, which is no part of this model's state.
 
         Raises:
             UserError: it is not there, or has other tokens.
         """
         if "_teacher" not in self.__dict__:
-            from espnet2.tasks.asr import ASRTask  # which imports what has registered this class
-
+            module, name = self.task
+            task = getattr(importlib.import_module(f"espnet2.tasks.{module}"), name)
             for file in (self.teacher_file, self.teacher_config):
                 if not file.is_file():
                     raise UserError(f"model_conf: teacher: {self.teacher_file}: {file} does not exist")
             logging.info(f"Teacher: {self.teacher_file}")
             device = next(self.parameters()).device
-            model, _ = ASRTask.build_model_from_file(self.teacher_config, self.teacher_file, str(device))
+            model, _ = task.build_model_from_file(self.teacher_config, self.teacher_file, str(device))
             if model.token_list != self.token_list:
                 raise UserError(f"model_conf: teacher: {self.teacher_file} has another token_list than this model")
             # Not by nn.Module's way, which would make it a part of what is saved and optimised.
@@ -151,15 +165,50 @@ class DistilledASRModel(ESPnetASRModel):
         return self.__dict__["_teacher"]
 
 
+class DistilledASRModel(Distilled, ESPnetASRModel):
+    """ESPnet's model for speech recognition that learns from a teacher."""
+
+    task = ("asr", "ASRTask")
+
+
+class DistilledSLUModel(Distilled, ESPnetSLUModel):
+    """ESPnet's model for spoken language understanding that learns from a teacher."""
+
+    task = ("slu", "SLUTask")
+
+
+class DistilledS2TModel(Distilled, ESPnetS2TModel):
+    """ESPnet's model for speech to text with prompts (OWSM) that learns from a teacher."""
+
+    task = ("s2t", "S2TTask")
+
+
+class DistilledS2TCTCModel(Distilled, ESPnetS2TCTCModel):
+    """ESPnet's model for speech to text by CTC with prompts (OWSM-CTC) that learns from a teacher."""
+
+    task = ("s2t_ctc", "S2TTask")
+
+
+DISTILLED = {model.task[0]: model for model in (
+    DistilledASRModel, DistilledSLUModel, DistilledS2TModel, DistilledS2TCTCModel,
+)}  # fmt: skip
+"""Of ESPnet's tasks that have a choice of models."""
+
+
 def heard(
-    model: ESPnetASRModel, speech: Tensor, speech_lengths: Tensor, text: Tensor | None, text_lengths: Tensor | None
+    model: AbsESPnetModel,
+    speech: Tensor,
+    speech_lengths: Tensor,
+    text: Tensor | None,
+    text_lengths: Tensor | None,
+    prompt: Prompt = DEFAULT_PROMPT,
 ) -> Heard:
-    """What a model makes of a batch; the shapes are those of `DistilledASRModel.forward`."""
+    """What a model makes of a batch; the shapes are those of `Distilled.forward`."""
     with _outputs(model.encoder.encoders) as blocks:
-        output, lengths = model.encode(speech, speech_lengths)
+        output, lengths = model.encode(**batch_inputs_of(model, speech, speech_lengths, prompt))
     output = output[0] if isinstance(output, tuple) else output  # with those of the layers between
     ctc = model.ctc.log_softmax(output) if model.ctc is not None else None
-    if text is None or text_lengths is None or model.decoder is None:
+    if text is None or text_lengths is None or getattr(model, "decoder", None) is None:
         return Heard(blocks, output, lengths, ctc, [], None, None)
     tokens, _ = add_sos_eos(
         text[:, : text_lengths.max()].masked_fill(text[:, : text_lengths.max()] == -1, model.ignore_id),

@@ -38,6 +38,10 @@ class Prompt:
                 )
         return [token_list.index(symbol) for symbol in vars(self).values()]
 
+    def complete(self, text: str, notime_symbol: str) -> str:
+        """A transcript as OWSM's data has it; one that begins with a symbol stays as it is."""
+        return text if text.startswith("<") else f"{self.lang_sym}{self.task_sym}{notime_symbol} {text}"
+
 
 DEFAULT_PROMPT = Prompt()
 """ESPnet's: English, to be transcribed."""
@@ -51,16 +55,20 @@ def inputs_of(model: AbsESPnetModel, samples: Tensor, prompt: Prompt = DEFAULT_P
         samples: (time,); of a model for machine translation the tokens of the text.
         prompt: for OWSM-CTC, whose encoder hears it.
     """
+    return batch_inputs_of(model, samples[None], torch.tensor([len(samples)], device=samples.device), prompt)
 
-    def batch(name: str, content: Tensor) -> dict[str, Tensor]:
-        return {name: content[None], f"{name}_lengths": torch.tensor([len(content)], device=content.device)}
 
+def batch_inputs_of(
+    model: AbsESPnetModel, samples: Tensor, lengths: Tensor, prompt: Prompt = DEFAULT_PROMPT
+) -> dict[str, Tensor]:
+    """The same for several utterances: samples (batch, time), their lengths (batch,)."""
     if isinstance(model, ESPnetMTModel):
-        return batch("src_text", samples)
-    inputs = batch("speech", samples)
+        return {"src_text": samples, "src_text_lengths": lengths}
+    inputs = {"speech": samples, "speech_lengths": lengths}
     if isinstance(model, ESPnetS2TCTCModel):
         for name, ids in (("text_prev", [model.na]), ("prefix", prompt.ids(model.token_list))):
-            inputs |= batch(name, torch.tensor(ids, device=samples.device))
+            inputs[name] = torch.tensor([ids] * len(samples), device=samples.device)
+            inputs[f"{name}_lengths"] = torch.full((len(samples),), len(ids), device=samples.device)
     return inputs
 
 

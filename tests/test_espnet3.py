@@ -170,6 +170,8 @@ def test_its_stages_run_with_the_choices_and_the_commands_take_what_they_leave(t
     )
     options = [word for role, name in confs for word in (f"--{role}_config", f"conf/{name}.yaml")]
     call("-m", "espnet_mla.run", "run.py", "--stages", *stages, *options)
+    trained = yaml.safe_load((folder / "exp" / "tiny" / "config.yaml").read_text())
+    assert trained["normalize"] == "global_mvn", "collecting statistics in the same command takes nothing from training"
     measured = yaml.safe_load((folder / "exp" / "tiny" / "tiny_inference" / "metrics.json").read_text())
     assert {"test-clean", "test-other"} <= set(measured["espnet3.systems.esp2_asr.metrics.wer.WER"])
 

@@ -195,7 +195,7 @@ model:
   encoder_conf: {output_size: 32, linear_units: 32, num_blocks: 1}
   decoder_conf: {linear_units: 16, num_blocks: 1}
 best_model_criterion: [[valid/acc, 1, max]]
-trainer: {max_epochs: 1, limit_train_batches: 2, accelerator: cpu}
+trainer: {max_epochs: 2, limit_train_batches: 2, accelerator: cpu}
 """
 TINY_INFERENCE = """
 defaults: [inference, _self_]

@@ -15,8 +15,17 @@ from espnet2.legacy.nets.pytorch_backend.transformer.embedding import RelPositio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import reference, sinusoid
+from torch import nn
 
-from espnet_mla.attention import ATTENTIONS, Past, attention_options, build_attention, build_attentions, softmax
+from espnet_mla.attention import (
+    ATTENTIONS,
+    Past,
+    TokenTree,
+    attention_options,
+    build_attention,
+    build_attentions,
+    softmax,
+)
 
 PAIRS = [(kind, position) for kind, attention in ATTENTIONS.items() for position in attention.positions]
 SOFTMAX = [pair for pair in PAIRS if pair[0] != "linear"]
@@ -223,23 +232,6 @@ def test_selecting_rows_of_a_cache_equals_selecting_utterances(kind, position):
 KEEPING = [(kind, position) for kind, position in SOFTMAX if "abs" in position]  # what a decoder can have
 
 
-@pytest.mark.parametrize("kind", ["mha", "gqa", "mla"])
-@pytest.mark.parametrize("position", ["abs_pos", "rope"])
-def test_growing_a_cache_equals_selecting_rows_and_appending(kind, position):
-    attention = build(kind, position)
-    x, new, rows = torch.randn(3, 5, 16), torch.randn(4, 1, 16), torch.tensor([2, 0, 0, 1])
-    kv, other = attention.project_kv(x), attention.project_kv(new)
-    expected = kv.select(rows).append(other)
-    grown = kv.grow(rows, other)
-    assert (len(grown), grown.rows, grown.nbytes) == (6, 4, expected.nbytes)
-    again = grown.grow(rows, other)  # of what grew already
-    for tensors in (
-        zip(grown.tensors, expected.tensors),
-        zip(again.tensors, expected.select(rows).append(other).tensors),
-    ):
-        assert all(torch.equal(a, b) for a, b in tensors)
-
-
 @pytest.mark.parametrize(("kind", "position"), KEEPING)
 @pytest.mark.parametrize("each", [1, 3, 6])
 def test_hypotheses_share_what_is_kept_of_their_utterance(kind, position, each):
@@ -266,14 +258,16 @@ def test_queries_of_other_frames_are_answered_beyond_the_padding_of_the_keys(kin
 @pytest.mark.parametrize(("kind", "position"), KEEPING)
 def test_tokens_one_at_a_time_equal_a_causal_mask(kind, position):
     attention = build(kind, position)
-    x, cache = torch.randn(3, 5, 16), None
+    x, tree, held = torch.randn(3, 5, 16), TokenTree(), torch.zeros(3, 1, 0).bool()
     at_once = call(attention, x, torch.ones(3, 5, 5).tril().bool())
     for t in range(5):
-        past = Past(cache, torch.arange(3))
+        tree, held = tree.prepared(held, 1)
+        held = nn.functional.pad(held, (0, 1), value=True)
         token = x[:, t : t + 1]
-        torch.testing.assert_close(attention(token, token, token, past), at_once[:, t : t + 1], rtol=1e-4, atol=1e-5)
-        cache = past.cache
-    assert len(cache) == 5
+        stepwise = attention(token, token, token, Past(tree, 0, held))
+        torch.testing.assert_close(stepwise, at_once[:, t : t + 1], rtol=1e-4, atol=1e-5)
+        tree.filled = t + 1
+    assert len(tree.tokens[0]) == 5
 
 
 @pytest.mark.parametrize(("kind", "position"), SOFTMAX)

@@ -13,6 +13,7 @@ from espnet2.legacy.nets.scorers.length_bonus import LengthBonus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from espnet_mla.attention.tree import ROOM
 from espnet_mla.models.ctc import PrefixScorer
 from espnet_mla.models.decoder import TransformerDecoder
 
@@ -97,7 +98,9 @@ def test_espnets_keys_keep_their_defaults():
 @pytest.mark.parametrize("conf", [{}, {"concat_after": True}, {"normalize_before": False}, {"qk_norm": True}])
 @pytest.mark.parametrize(("kind", "options"), CHOICES)
 @settings(max_examples=8, deadline=None)
-@given(utterances=st.integers(1, 3), beam=st.integers(1, 4), length=st.integers(1, 7), seed=st.integers(0, 99))
+@given(
+    utterances=st.integers(1, 3), beam=st.integers(1, 4), length=st.sampled_from([1, 2, 5, 20]), seed=st.integers(0, 99)
+)
 def test_scores_step_by_step_equal_all_at_once(kind, options, conf, utterances, beam, length, seed):
     """Beams of several utterances of different lengths, reordered at random between the steps."""
     if conf.get("qk_norm") and kind != "mha":
@@ -151,18 +154,19 @@ def test_hidden_states_are_espnets():
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_states_that_were_let_go_are_made_again_from_the_tokens(streaming):
+    """A tree is made anew three times here; a streaming search keeps the one before."""
     decoder = build()
-    x, ys = torch.randn(6, D), torch.randint(0, VOCABULARY, (2, 6))
+    x, ys = torch.randn(6, D), torch.randint(0, VOCABULARY, (2, 30))
     xs, state, kept = x.expand(2, -1, -1), [decoder.batch_init_state(x)] * 2, []
     if streaming:
         state = decoder.extend_state(state)
     with torch.no_grad():
-        for length in range(1, 6):
+        for length in range(1, 30):
             _, state = decoder.batch_score(ys[:, :length], state, xs)
             kept.append([decoder.select_state(state, i) for i in (0, 1)])
-        # One that goes back two steps finds all in place.
-        assert [bool(states[0].tokens) for states in kept] == [False, False, *[streaming] * 2, True]
-        for length, states in ((2, kept[0]), (5, kept[3]), (4, [kept[2][0], kept[3][1]])):
+        trees = list({id(states[0].tokens): states[0].tokens for states in kept}.values())
+        assert [bool(tree) for tree in trees] == [False, False, streaming, True]
+        for length, states in ((2, kept[0]), (9, kept[7]), (29, kept[27]), (4, [kept[2][0], kept[3][1]])):
             scores, _ = decoder.batch_score(ys[:, :length], states, xs)
             expected = teacher_forced(decoder, ys[:, :length], xs)[:, -1]
             torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
@@ -302,13 +306,17 @@ def test_the_cache_is_as_large_as_it_says_and_the_sources_does_not_depend_on_the
     longest = max(len(h.yseq) for h in found) - 1  # the last token is not gone on from
     frame = SIZES["num_blocks"] * NUMBERS[kind] * 4
     assert decoder.cache_bytes.source_attention == 20 * frame
-    assert frame * longest <= decoder.cache_bytes.self_attention <= frame * longest * beam
+    assert frame * longest <= decoder.cache_bytes.self_attention <= frame * (2 * longest + ROOM) * beam
 
 
-def test_hypotheses_that_have_ended_hold_no_cache():
+def test_hypotheses_share_the_tokens_that_they_have_in_common():
+    """Those that have ended hold nothing that the others do not."""
+    decoder = build()
     with torch.no_grad():
-        found = search(build(), PrefixScorer)(torch.randn(20, D), maxlenratio=-8.0)
-    assert sum(bool(h.states["decoder"].tokens) for h in found) <= 4  # those of the last step
+        found = search(decoder, PrefixScorer, beam=10)(torch.randn(20, D), maxlenratio=-40.0)
+    trees = {id(h.states["decoder"].tokens): h.states["decoder"].tokens for h in found}.values()
+    one_token = SIZES["num_blocks"] * NUMBERS["mha"] * 4
+    assert sum(tree.nbytes for tree in trees) <= decoder.cache_bytes.self_attention < 0.7 * 10 * 40 * one_token
 
 
 @pytest.mark.parametrize(("kind", "options"), CHOICES)

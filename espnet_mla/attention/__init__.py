@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from espnet_mla.attention.base import POSITIONS, Attention
-from espnet_mla.attention.cache import Cache, FrameCache, Past, RunningState
+from espnet_mla.attention.cache import Cache, FrameCache, RunningState
 from espnet_mla.attention.chunks import ALL, Chunks
 from espnet_mla.attention.context import AttentionContext, attention_context, using_context
 from espnet_mla.attention.gqa import GQA, MHA
 from espnet_mla.attention.linear import Linear
 from espnet_mla.attention.mla import MLA
 from espnet_mla.attention.positions import CachedPosition
+from espnet_mla.attention.tree import Past, TokenTree
 
 ATTENTIONS: dict[str, type[Attention]] = {"mha": MHA, "gqa": GQA, "mla": MLA, "linear": Linear}
 
@@ -115,6 +116,7 @@ __all__ = [
     "FrameCache",
     "Past",
     "RunningState",
+    "TokenTree",
     "attention_context",
     "attention_options",
     "build_attention",

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from espnet_mla.attention.cache import Cache, Past
+from espnet_mla.attention.cache import Cache
 from espnet_mla.attention.chunks import Chunks
 from espnet_mla.attention.context import attention_context
 from espnet_mla.attention.positions import CachedPosition
 from espnet_mla.attention.softmax import PositionTerm, softmax_attention
+from espnet_mla.attention.tree import Past
 
 # The values of ESPnet's pos_enc_layer_type. Absolute positions are added before the first layer, not in the attention.
 POSITIONS = ("rel_pos", "abs_pos", "scaled_abs_pos", "rope")
@@ -110,7 +111,7 @@ class Attention(nn.Module):
         | encoder, full context | the query | (b, 1, t) or None | self-attention over the utterance |
         | encoder, chunks | the query | (b, 1, t) or None | what `attention_context` says |
         | decoder, in training | frames (b, t_k, d) | (b, 1 or t_q, t_k) | attention to all of them |
-        | decoder, step by step, to itself | the new frames | a `Past` | they are appended, and all attended to |
+        | decoder, step by step, to itself | the new frames | a `Past` | appended, and attended to |
         | decoder, step by step, to the source | a cache | (rows, 1, t_k) or None | each row serves several queries |
 
         Args:
@@ -146,14 +147,15 @@ def attend_to_cache(attention: Any, query: Tensor, key: Any, mask: Tensor | Past
         query: (b, t_q, d).
         key: a cache, with fewer rows than `query`, or as many: each is shared by as many consecutive queries, as that
             of an utterance by its hypotheses. Or, with a `Past`, the new frames (b, t_q, d).
-        mask: (rows of the cache, 1, t_k) or None. Or a `Past`, to which the new frames are appended, and to all of
-            which the query then attends.
+        mask: (rows of the cache, 1, t_k) or None. Or a `Past`, to which the new frames are appended, and of which each
+            query then attends to what its hypothesis holds.
 
     Returns:
         (b, t_q, d).
     """
     if isinstance(mask, Past):
-        return attention.attend(query, mask.append(attention.project_kv(key)), None, None)
+        utterances = len(mask.visible)
+        key, mask = mask.append(attention.project_kv(key.reshape(utterances, -1, key.shape[-1]))), mask.visible
     shared = query.reshape(key.rows, -1, query.shape[-1])
     return attention.attend(shared, key, None, mask).view_as(query)
 

@@ -42,22 +42,6 @@ class FrameCache:
         """The rows (int64, one axis) of the batch, in that order; a row may come several times."""
         return FrameCache(tuple(tensor.index_select(0, rows) for tensor in self.tensors))
 
-    def grow(self, rows: Tensor, other: "FrameCache") -> "FrameCache":
-        """`select(rows).append(other)`; where no gradient is needed with one copy of what is there, as one block.
-
-        Time then stands first in memory.
-        """
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*self.tensors, *other.tensors)):
-            return self.select(rows).append(other)
-        grown = []
-        for past, new in zip(self.tensors, other.tensors, strict=True):
-            old = past.movedim(-2, 0)
-            out = old.new_empty((len(old) + new.shape[-2], *new.movedim(-2, 0).shape[1:]))
-            torch.index_select(old, 1, rows, out=out[: len(old)])
-            out[len(old) :] = new.movedim(-2, 0)
-            grown.append(out.movedim(0, -2))
-        return FrameCache(tuple(grown))
-
     @staticmethod
     def join(caches: Sequence["FrameCache"]) -> "FrameCache":
         """The rows of all of them, with zeros before the frames of those that have fewer."""
@@ -181,21 +165,3 @@ class Cache(Protocol):
 
     @property
     def nbytes_per_frame(self) -> int: ...
-
-
-class Past:
-    """The cache that a step of decoding extends: None at the first step, else with the rows that survived pruning.
-
-    Args:
-        cache: of an earlier step; it stays as it is.
-        rows: (int64, one axis) the row of `cache` that each hypothesis extends; not needed without a cache.
-    """
-
-    def __init__(self, cache: FrameCache | None, rows: Tensor):
-        self.cache = cache
-        self.rows = rows
-
-    def append(self, new: FrameCache) -> FrameCache:
-        """The cache of this step: what each hypothesis extends, then its new frame."""
-        self.cache = new if self.cache is None else self.cache.grow(self.rows, new)
-        return self.cache

@@ -2,8 +2,8 @@
 
 ESPnet caches the outputs of its layers, and projects all of them and the whole encoder output again at each step and
 for each hypothesis. Here keys and values (or latents) are cached: those of the encoder output are made once for an
-utterance and shared by its hypotheses, those of the tokens grow by one a step. Parameters, layers and beam search are
-ESPnet's.
+utterance and shared by its hypotheses, those of the tokens once for all hypotheses that have a token in common.
+Parameters, layers and beam search are ESPnet's.
 """
 
 import math
@@ -15,17 +15,13 @@ from espnet2.asr.decoder import transformer_decoder
 from espnet2.legacy.nets.pytorch_backend.transformer.attention import MultiHeadedAttention
 from torch import Tensor
 
-from espnet_mla.attention import FrameCache, Past, build_attentions
+from espnet_mla.attention import FrameCache, Past, TokenTree, build_attentions
 from espnet_mla.attention.base import attend_to_cache, is_cached
 from espnet_mla.attention.softmax import softmax_attention
 from espnet_mla.models.signature import extended
 
 # What a decoder can have: linear attention would need a causal state in training too.
 CHOICES = ("mha", "gqa", "mla")
-
-
-MAX_BACKTRACK = 2
-"""Steps that a search may go back while speech is still coming in."""
 
 
 class CacheBytes(NamedTuple):
@@ -37,30 +33,32 @@ class CacheBytes(NamedTuple):
 
 @dataclass(frozen=True)
 class DecodingState:
-    """The caches of the hypotheses of one or several utterances.
+    """What some hypotheses of one or several utterances know of the speech and of their tokens.
 
     Args:
         source: of each layer, the source attention's cache of the encoder output, a row for each utterance.
         encoded: that output, (utterances, time, d).
-        tokens: of each layer, the self-attention's cache of the tokens; empty before the first, and where a later
-            step has released it: a beam search keeps the states of finished hypotheses and never scores them again.
-            Where one is scored nevertheless, its cache is made again.
-        rows: (int64, one axis) the rows of `tokens` that this state stands for, the hypotheses of an utterance side by
-            side.
+        tokens: those of all hypotheses; a later step may have released it, for a beam search keeps the states of
+            finished hypotheses and never scores them again. Where one is scored nevertheless, its tokens are computed
+            again.
+        held: (hypotheses, tokens of the tree), true where this hypothesis holds that token; the hypotheses of an
+            utterance stand side by side.
+        length: tokens of each hypothesis.
         growing: whether more speech may come in. ESPnet's streaming searches then go back by two steps.
-        earlier: the `tokens` of the last `MAX_BACKTRACK` steps before, of a growing one; they are not released yet.
+        earlier: of a growing one the tree that `tokens` was made of, `ROOM` steps ago or more; not released yet.
     """
 
     source: list[FrameCache]
     encoded: Tensor
-    tokens: list[FrameCache]
-    rows: Tensor
+    tokens: TokenTree
+    held: Tensor
+    length: int = 0
     growing: bool = False
-    earlier: tuple[list[FrameCache], ...] = ()
+    earlier: TokenTree | None = None
 
     def select(self, rows: Tensor | slice) -> "DecodingState":
-        """Only these of its rows, in that order; nothing is copied until they are extended."""
-        return replace(self, rows=self.rows[rows])
+        """Only these hypotheses, in that order."""
+        return replace(self, held=self.held[rows])
 
 
 class CachedMultiHeadedAttention(MultiHeadedAttention):
@@ -151,7 +149,7 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         if x.dim() == 2:
             x = x.unsqueeze(0)
         self.cache_bytes = CacheBytes()
-        return DecodingState(self._source(x), x, [], torch.arange(len(x), device=x.device))
+        return DecodingState(self._source(x), x, TokenTree(), _none_held(len(x), x))
 
     init_state = batch_init_state
 
@@ -194,11 +192,15 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         past = self._joined(states, xs)
         if xs_mask is not None:
             xs_mask = xs_mask[:: len(ys) // past.source[0].rows]
-        out, hidden, state = self._advance(ys, past, xs_mask, release=not past.growing)
-        if past.growing:
-            if len(past.earlier) == MAX_BACKTRACK:
-                past.earlier[-1].clear()
-            state = replace(state, earlier=(past.tokens, *past.earlier)[:MAX_BACKTRACK])
+        out, hidden, state = self._advance(ys, past, xs_mask)
+        if state.tokens is past.tokens:
+            state = replace(state, earlier=past.earlier)
+        elif not past.growing:
+            past.tokens.release()
+        else:
+            if past.earlier is not None:
+                past.earlier.release()
+            state = replace(state, earlier=past.tokens)
         return ((out, hidden) if return_hs else out), state
 
     def batch_score_partially_AR(self, ys, states, xs, yseq_lengths):
@@ -223,8 +225,8 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         Args:
             best_ids: (utterances, beam), the hypothesis within its utterance times the vocabulary size, plus the token.
         """
-        hypotheses = len(state.rows) // len(best_ids)
-        first = torch.arange(0, len(state.rows), hypotheses, device=best_ids.device).unsqueeze(-1)
+        hypotheses = len(state.held) // len(best_ids)
+        first = torch.arange(0, len(state.held), hypotheses, device=best_ids.device).unsqueeze(-1)
         return state.select((best_ids // self.output_layer.out_features + first).flatten())
 
     def _joined(self, states: list[DecodingState | None] | DecodingState, xs: Tensor) -> DecodingState:
@@ -233,10 +235,10 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
             state = states
         elif not (known := [state for state in states if state is not None]):
             state = replace(self.batch_init_state(xs[:1] if xs.stride(0) == 0 else xs), growing=True)
-        elif all(other.tokens is known[0].tokens for other in known):
-            state = replace(known[0], rows=torch.cat([other.rows for other in known]))
-        else:
-            state = replace(known[0], tokens=[], earlier=())
+        elif all(other.tokens is known[0].tokens and other.length == known[0].length for other in known):
+            state = replace(known[0], held=torch.cat([other.held for other in known]))
+        else:  # one went another way: all tokens are computed again
+            state = replace(known[0], tokens=TokenTree(), earlier=None)
         encoded = xs[:: len(xs) // len(state.encoded)]
         if _view(encoded) == _view(state.encoded):
             return state
@@ -247,27 +249,23 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
     def _source(self, x: Tensor) -> list[FrameCache]:
         return [layer.src_attn.project_kv(x) for layer in self.decoders]
 
-    def _advance(
-        self, ys: Tensor, state: DecodingState, mask: Tensor | None, release: bool = False
-    ) -> tuple[Tensor, Tensor, DecodingState]:
-        """Log probabilities, hidden state and the next state, after the tokens that `state` does not hold yet.
-
-        With `release` each layer's cache of `state` is let go as soon as the next one has been made of it.
-        """
-        rows, tokens = state.rows, [*state.tokens]
-        if release:
-            state.tokens.clear()
-        for length in range(len(tokens[0]) + 1 if tokens else 1, ys.shape[1] + 1):
+    def _advance(self, ys: Tensor, state: DecodingState, mask: Tensor | None) -> tuple[Tensor, Tensor, DecodingState]:
+        """Log probabilities, hidden state and the next state, after the tokens that `state` does not hold yet."""
+        utterances, tree, held, done = state.source[0].rows, state.tokens, state.held, state.length
+        if not tree:
+            tree, held, done = TokenTree(), _none_held(len(ys), ys), 0
+        beam = len(ys) // utterances
+        held = held.view(utterances, beam, held.shape[-1])
+        newest = torch.eye(beam, dtype=torch.bool, device=ys.device).expand(utterances, -1, -1)
+        for length in range(done + 1, ys.shape[1] + 1):
             x = self.embed(ys[:, :length])[:, -1:]
-            grown = []
-            for layer, source in zip(self.decoders, state.source, strict=True):
-                past = Past(tokens.pop(0) if tokens else None, rows)
-                x, *_ = layer(x, past, source, mask)
-                grown.append(past.cache)
-            tokens = [cache for cache in grown if cache is not None]
-            rows = torch.arange(len(ys), device=ys.device)
+            tree, held = tree.prepared(held, beam)
+            held = torch.cat((held, newest), dim=-1)
+            for number, (layer, source) in enumerate(zip(self.decoders, state.source, strict=True)):
+                x, *_ = layer(x, Past(tree, number, held), source, mask)
+            tree.filled = held.shape[-1]
         self.cache_bytes = CacheBytes(
-            max(self.cache_bytes.self_attention, sum(kv.nbytes for kv in tokens)),
+            max(self.cache_bytes.self_attention, tree.nbytes),
             max(self.cache_bytes.source_attention, sum(kv.nbytes for kv in state.source)),
         )
         hidden = x[:, -1]
@@ -276,7 +274,15 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         out = hidden
         if self.output_layer is not None:
             out = torch.log_softmax(self.output_layer(hidden), dim=-1)
-        return out, hidden, DecodingState(state.source, state.encoded, tokens, rows, state.growing)
+        state = DecodingState(
+            state.source, state.encoded, tree, held.flatten(0, 1), length=ys.shape[1], growing=state.growing
+        )
+        return out, hidden, state
+
+
+def _none_held(hypotheses: int, like: Tensor) -> Tensor:
+    """The `held` of a state without tokens."""
+    return torch.zeros(hypotheses, 0, dtype=torch.bool, device=like.device)
 
 
 def _view(x: Tensor) -> tuple:

@@ -2,6 +2,7 @@
 
     python benchmarks/decoding.py [--device cuda] [--cases 20x25x100] [--rounds 5] [--output results.json]
     python benchmarks/decoding.py --model owsm_base [--memory]
+    python benchmarks/decoding.py --long 300
     python benchmarks/decoding.py --parts 20x25x100
     python benchmarks/decoding.py --same exp/asr_x/config.yaml exp/asr_x/valid.acc.ave.pth dump/raw/test_clean/wav.scp
 
@@ -9,9 +10,10 @@ The first times a Conformer 12 x 256 with a 6-block decoder and 5,000 tokens, we
 and search, CTC weight 0.3, all in one run whose subjects take turns; a figure is the median of its rounds. Every case
 also compares the five best hypotheses. The second does so with the shape of OWSM's base model: E-Branchformer 6 x 384,
 6-block decoder, 50,000 tokens, without CTC, which is ESPnet's default there; with `--memory` it prints the peak memory
-of the search above what was there before, in a process for each subject. The third says where ours spends its time. The
-fourth decodes every utterance of a list with a trained model, with every option that the recipe's decoding uses, and
-counts the lists that differ.
+of the search above what was there before, in a process for each subject. The third has a whole model of that shape
+decode one recording of so many seconds by ESPnet's `decode_long`, windows of 30 s and at most 100 tokens, once each.
+The fourth says where ours spends its time. The fifth decodes every utterance of a list with a trained model, with every
+option that the recipe's decoding uses, and counts the lists that differ.
 """
 
 import argparse
@@ -25,9 +27,11 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from attention import machine
@@ -275,20 +279,77 @@ OPTIONS = [
 
 
 @contextlib.contextmanager
-def espnets_own():
+def espnets_own(task: str = "asr"):
     """ESPnet's decoder and CTC scorer behind their names."""
-    import espnet2.bin.asr_inference as program
     from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
-    from espnet2.tasks.asr import decoder_choices
 
     from espnet_mla.models.ctc import PrefixScorer
 
-    ours = decoder_choices.classes["transformer"]
-    decoder_choices.classes["transformer"], program.CTCPrefixScorer = TransformerDecoder, PrefixScorer.__mro__[1]
+    program: Any = importlib.import_module(f"espnet2.bin.{task}_inference")
+    choices = importlib.import_module(f"espnet2.tasks.{task}").decoder_choices.classes
+    ours = choices["transformer"]
+    choices["transformer"], program.CTCPrefixScorer = TransformerDecoder, PrefixScorer.__mro__[1]
     try:
         yield
     finally:
-        decoder_choices.classes["transformer"], program.CTCPrefixScorer = ours, PrefixScorer
+        choices["transformer"], program.CTCPrefixScorer = ours, PrefixScorer
+
+
+def owsm(shape: Shape, folder: Path) -> tuple[str, str]:
+    """Configuration and model file of a whole model, with random weights, that never predicts a time."""
+    import yaml
+    from espnet2.tasks.s2t import S2TTask
+
+    times = [f"<{tick / 50:.2f}>" for tick in range(1501)]
+    symbols = ["<na>", "<nolang>", "<eng>", "<asr>", "<notimestamps>", *times, "<sop>", "<sos>", "<eos>"]
+    words = [f"w{number}" for number in range(shape.vocabulary - 2 - len(symbols))]
+    tokens = ["<blank>", "<unk>", *words, *symbols]
+    config = S2TTask.get_default_config()
+    defaults = config["preprocessor_conf"]
+    config |= {key: {} for key in config if key.endswith("_conf")}
+    config |= {
+        "token_list": tokens, "token_type": "word", "bpemodel": None, "normalize": None,
+        "frontend": "default", "frontend_conf": {"fs": 16000, "hop_length": 160},
+        "encoder": "e_branchformer",
+        "encoder_conf": {"output_size": shape.d_model, "input_layer": "conv2d", **shape.encoder[2]},
+        "decoder": "transformer", "decoder_conf": {"num_blocks": BLOCKS, "attention_heads": shape.heads},
+        "preprocessor_conf": defaults | {"speech_length": 30.0},
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    torch.manual_seed(0)
+    model, _ = S2TTask.build_model_from_file(folder / "config.yaml")
+    state = model.state_dict()
+    state["decoder.output_layer.bias"][tokens.index(times[0]) : tokens.index(times[-1]) + 1] = -1e4
+    torch.save(state, folder / "model.pth")
+    return str(folder / "config.yaml"), str(folder / "model.pth")
+
+
+def long_form(shape: Shape, seconds: int) -> None:
+    """Time ESPnet's `decode_long` with its own decoder and with ours, and compare what they say."""
+    import numpy as np
+
+    import espnet_mla
+
+    espnet_mla.register()
+    from espnet2.bin.s2t_inference import Speech2Text
+
+    speech = np.random.default_rng(0).uniform(-0.3, 0.3, 16000 * seconds).astype(np.float32)
+    options = {"beam_size": 5, "ctc_weight": 0.0, "maxlenratio": -100.0, "lang_sym": "<eng>", "task_sym": "<asr>"}
+    with tempfile.TemporaryDirectory() as scratch:
+        files = owsm(shape, Path(scratch))
+        ours = Speech2Text(*files, **options)
+        with espnets_own("s2t"):
+            theirs = Speech2Text(*files, **options)
+    found, taken = [], []
+    for recogniser in (ours, theirs):
+        recogniser(speech[:16000])  # warms up
+        began = time.perf_counter()
+        found.append(recogniser.decode_long(speech))
+        taken.append(time.perf_counter() - began)
+    print("| speech | windows | ESPnet | ESPnet / mha | the same |\n| --- | --- | --- | --- | --- |")
+    same = "yes" if found[0] == found[1] else "no"
+    cells = [f"{seconds} s", len(found[0]), f"{taken[1]:.1f} s", f"{taken[1] / taken[0]:.1f} ({taken[0]:.1f} s)", same]
+    print(f"| {' | '.join(map(str, cells))} |")
 
 
 def same(config: str, model: str, wav_scp: str, beam: int) -> None:
@@ -326,6 +387,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--model", choices=SHAPES, default="conformer")
     parser.add_argument("--cases", nargs="+", help="beam x seconds x tokens (default: those of the model)")
+    parser.add_argument("--long", type=int, metavar="SECONDS", help="a long recording, by a model of OWSM's shape")
     parser.add_argument("--memory", action="store_true", help="the peak memory of the search, on the CPU")
     parser.add_argument("--memory_of", choices=(ESPNET, *OURS), help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=5)
@@ -340,6 +402,9 @@ def main() -> None:
         return
     shape = SHAPES[options.model]
     cases = options.cases or list(shape.cases)
+    if options.long:
+        long_form(SHAPES["owsm_base"], options.long)
+        return
     if options.memory_of:
         memory(shape, options.memory_of, cases[0])
         return

@@ -260,6 +260,8 @@ def test_what_a_family_does_not_take_is_one_line(folder, capsys):
         assert "is a model for machine translation (MT), which takes text; here only audio is" in refused(
             capsys, main, *arguments
         )
+    error = refused(capsys, transcribe.main, "exp/st", "speech.flac", "--device", "cpu", "--ctc_weight", "0.3")
+    assert error == ("ctc_weight: 0.3: the model has no CTC of the translation (model_conf: st_mtlalpha: 0): give 0")
     error = refused(capsys, profile.main, "--model_tag", "exp/s2t", "--seconds", "1", "10")
     assert error == "--seconds 10: this model hears 2 s, to which all speech is padded"
     Path("wav.scp").write_text("utt speech.flac\n")

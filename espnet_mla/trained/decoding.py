@@ -158,6 +158,19 @@ def check_for(
         raise UsageError(f"{named('ctc_weight', ctc_weight)}: the model has no decoder (model_conf: ctc_weight: 1)")
 
 
+def check_loadable(task: Task, config: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Check an option with which ESPnet could not even load a model.
+
+    Raises:
+        UsageError: a translation is to be scored by a CTC that the model has not.
+    """
+    weight = options.get("ctc_weight") or 0
+    if task is ST and weight > 0 and not (config.get("model_conf") or {}).get("st_mtlalpha"):
+        raise UsageError(
+            f"ctc_weight: {weight}: the model has no CTC of the translation (model_conf: st_mtlalpha: 0): give 0"
+        )
+
+
 def defaults_of(task: Task) -> dict[str, Any]:
     """The defaults of ESPnet's recogniser for the options of `DECODING`."""
     parameters = inspect.signature(task.recogniser_class()).parameters

@@ -12,7 +12,7 @@ import espnet_mla
 from espnet_mla.common.errors import UserError, one_line
 from espnet_mla.common.yaml_files import read_mapping
 from espnet_mla.trained import tasks
-from espnet_mla.trained.decoding import check, check_for
+from espnet_mla.trained.decoding import check, check_for, check_loadable
 from espnet_mla.trained.locate import file_needed, locate, with_files
 from espnet_mla.trained.names import MODEL_FILE
 from espnet_mla.trained.options import check_device
@@ -51,6 +51,7 @@ def load(
     (tasks.check_audio if audio else tasks.check_features)(trained, source)
     if task is tasks.MT and trained.get("model") != "discrete_asr":
         options.setdefault("ctc_weight", 0.0)  # it has no CTC, and ESPnet's default needs it
+    check_loadable(task, trained, options)
     if "device" in options:
         options["device"] = check_device(str(options["device"]), "device")
     espnet_mla.register()

@@ -267,7 +267,7 @@ def test_tokens_one_at_a_time_equal_a_causal_mask(kind, position):
         stepwise = attention(token, token, token, Past(tree, 0, held))
         torch.testing.assert_close(stepwise, at_once[:, t : t + 1], rtol=1e-4, atol=1e-5)
         tree.filled = t + 1
-    assert len(tree.tokens[0]) == 5
+    assert len(tree.trimmed()[0]) == 5
 
 
 @pytest.mark.parametrize(("kind", "position"), SOFTMAX)

@@ -33,9 +33,8 @@ class TokenTree:
         """Whether it holds anything."""
         return bool(self.caches)
 
-    @property
-    def tokens(self) -> list[FrameCache]:
-        """Of each layer, without the room."""
+    def trimmed(self) -> list[FrameCache]:
+        """The caches without the room."""
         return [_first(cache, self.filled) for cache in self.caches]
 
     @property

@@ -116,7 +116,7 @@ def _decoder(decoder: TransformerDecoder, encoded: Tensor, sos: int) -> dict[str
         _, state = decoder.score(tokens[:length], state, encoded)
     layer = decoder.decoders[0]
     return {
-        "decoder_self": CacheReport("decoder_self", _choice(layer.self_attn), state.tokens.tokens),
+        "decoder_self": CacheReport("decoder_self", _choice(layer.self_attn), state.tokens.trimmed()),
         "decoder_src": CacheReport("decoder_src", _choice(layer.src_attn), state.source),
     }
 

@@ -1,5 +1,6 @@
 """register(): the one place that writes into ESPnet's registries."""
 
+import contextlib
 import importlib
 import importlib.machinery
 import importlib.util
@@ -17,11 +18,11 @@ from espnet_mla.models.encoders import ENCODERS
 from espnet_mla.models.frontend import FRONTENDS
 from espnet_mla.models.padding import make_pad_mask
 
-# ESPnet's tasks whose encoders and decoders are these. ESPnet3 has a table of its own for `asr`.
-_TASKS = (
-    "espnet2.tasks.asr", "espnet2.tasks.st", "espnet2.tasks.slu", "espnet2.tasks.mt", "espnet2.tasks.s2t",
-    "espnet2.tasks.s2t_ctc", "espnet3.systems.esp2_asr.task",
-)  # fmt: skip
+# ESPnet's tasks whose encoders and decoders are these.
+_TASKS = ("asr", "st", "slu", "mt", "s2t", "s2t_ctc")
+
+# ESPnet3's copy of `asr`, where this ESPnet has it.
+_ESPNET3 = "espnet3.systems.esp2_asr.task"
 
 # ESPnet's programs that decode with CTC prefix scores. They take the scorer's class by its name.
 _PROGRAMS = (
@@ -37,10 +38,13 @@ def register() -> None:
     """
     _provide_editdistance()
     module: Any
-    for task in map(importlib.import_module, _TASKS):
+    tasks: list[tuple[str, Any]] = [(name, importlib.import_module(f"espnet2.tasks.{name}")) for name in _TASKS]
+    with contextlib.suppress(ModuleNotFoundError):
+        tasks.append(("asr", importlib.import_module(_ESPNET3)))
+    for name, task in tasks:
         _put(task)
-    for name, distilled in DISTILLED.items():
-        importlib.import_module(f"espnet2.tasks.{name}").model_choices.classes["distilled"] = distilled
+        if name in DISTILLED:
+            task.model_choices.classes["distilled"] = DISTILLED[name]
     if copied := sys.modules.get("espnet2.tasks.enh_s2t"):  # with copies of its own, if it was imported before
         _put(copied)
     for encoder in ENCODERS:  # they take the function by its name

@@ -16,6 +16,7 @@ from recipes import ROOT, SHORT, copy_recipe, environment
 import espnet_mla
 from espnet_mla.common.errors import UserError
 from espnet_mla.models.decoder import DECODERS
+from espnet_mla.models.distilled import DISTILLED
 from espnet_mla.models.encoders import ENCODERS
 from espnet_mla.recipe import configuration, run_sh
 from espnet_mla.recipe.corpora import CORPORA
@@ -74,6 +75,7 @@ def test_register_puts_the_choices_into_espnet3s_task_too():
     }
     assert {"conformer", "branchformer", "e_branchformer", "transformer"} <= ENCODERS.keys() & encoders.keys()
     assert espnet3_asr.decoder_choices.classes["transformer"] is DECODERS["transformer"]
+    assert espnet3_asr.model_choices.classes["distilled"] is DISTILLED["asr"]
 
 
 @pytest.fixture
@@ -83,13 +85,15 @@ def experiment(recipe, tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path / "recipe")
     folder = Path("exp/asr_tiny")
     (folder / "valid.acc.ave.pth").unlink()
-    (folder / "valid.acc.ave_9best.pth").write_bytes(b"an average of fewer")
+    for number in (9, 12):
+        (folder / f"valid.acc.ave_{number}best.pth").write_bytes(b"of fewer, or of an earlier training")
     (folder / "valid.acc.ave_1best.pth").rename(folder / "valid.acc.ave_10best.pth")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config |= {
         "output_dir": None,
         "recipe_dir": ".",
         "exp_dir": "./exp/asr_tiny",
+        "best_model_criterion": [["valid/acc", 10, "max"]],
         "task": "espnet3.systems.esp2_asr.task.ASRTask",
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -169,7 +173,7 @@ def test_its_stages_run_with_the_choices_and_the_commands_take_what_they_leave(t
         ("publication", "publication"),
     )
     options = [word for role, name in confs for word in (f"--{role}_config", f"conf/{name}.yaml")]
-    call("-m", "espnet_mla.run", "run.py", "--stages", *stages, *options)
+    call("run.py", "--stages", *stages, *options)
     trained = yaml.safe_load((folder / "exp" / "tiny" / "config.yaml").read_text())
     assert trained["normalize"] == "global_mvn", "collecting statistics in the same command takes nothing from training"
     measured = yaml.safe_load((folder / "exp" / "tiny" / "tiny_inference" / "metrics.json").read_text())
@@ -181,6 +185,7 @@ def test_its_stages_run_with_the_choices_and_the_commands_take_what_they_leave(t
     call(*cli, "profile", "--model_tag", "exp/tiny", "--seconds", "2")
     call(*cli, "convert", "--model_tag", "exp/tiny", "--kv_lora_rank", "16", "--calibration", "wav.scp",
          "--output_dir", "exp/latent")  # fmt: skip
+    assert not (folder / "exp/latent/finetune.yaml").exists(), "stage 11 would train with another optimiser"
     said = {
         name: call(*cli, "transcribe", name, str(audio[0]), "--beam_size", "2", "--maxlenratio", "0.2")
         for name in ("exp/tiny", "exp/tiny/model_pack", "exp/latent")

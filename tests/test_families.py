@@ -21,6 +21,7 @@ import yaml
 import espnet_mla
 from espnet_mla.common.errors import UserError
 from espnet_mla.convert import command as convert
+from espnet_mla.convert import distill_command
 from espnet_mla.measure import profile
 from espnet_mla.recipe import decoding, stages
 from espnet_mla.recipe.layout import Layout
@@ -142,6 +143,31 @@ def test_distilled_it_comes_nearer_to_its_original(name, folder):
     assert distilled["loss_after"] < 0.95 * distilled["loss_before"]
     assert ("kl_decoder" in Path("exp/new/distill/train.log").read_text()) == ("decoder" in modules)
     assert decoded(name, "exp/new")
+
+
+def test_a_decoder_that_is_told_what_to_do_learns_over_texts_that_say_it(folder, capsys):
+    rng = np.random.default_rng(1)
+    for number in range(12):
+        soundfile.write(f"{number}.flac", rng.uniform(-0.3, 0.3, 9000), 16000)
+    Path("wav.scp").write_text("".join(f"u{number:02} {number}.flac\n" for number in range(12)))
+    Path("text").write_text("".join(f"u{number:02} THE CAT\n" for number in range(12)))
+    told, ways = ("--lang_sym", "deu", "--task_sym", "st_deu"), ("--epochs", "1", "--lr", "0.0001", "--text", "text")
+    modules = ("--modules", "decoder_self", "--kv_lora_rank", "2", "--output_dir", "exp/new")
+    assert convert.main(["--model_tag", "exp/s2t", *modules, *told, "--distill", "wav.scp", *ways]) == 0
+    task = families.task_class("s2t")
+    args = task.get_parser().parse_args(["--config", "exp/new/distill/distill.yaml"])
+    preprocess = task.build_preprocess_fn(args, True)
+    text = Path("exp/new/distill/data/train/text").read_text().splitlines()[0].split(" ", 1)[1]
+    assert text == "<deu><st_deu><notimestamps> THE CAT"
+    seen = {tuple(preprocess("u00", {"text": text})["text"].tolist()[:4]) for _ in range(30)}
+    tokens = yaml.safe_load(Path("exp/s2t/config.yaml").read_text())["token_list"]
+    assert [[tokens[n] for n in ids][:3] for ids in seen] == [["<deu>", "<st_deu>", "<notimestamps>"]]
+    assert all(tokens[ids[3]] != "<notimestamps>" for ids in seen)
+    # Its conversion remembers what it was told, and a training that goes on does not take another.
+    again = ("exp/new", "--speech", "wav.scp", *ways)
+    assert "other options (model_conf)" in refused(capsys, distill_command.main, *again, "--lang_sym", "eng")
+    assert "<xyz> is no token" in refused(capsys, distill_command.main, *again, "--lang_sym", "xyz")
+    assert json.loads(Path("exp/new/conversion.json").read_text())["prompt"]["lang_sym"] == "<deu>"
 
 
 @pytest.mark.parametrize("name", some(HEARING, "s2t"))

@@ -37,11 +37,6 @@ class TokenTree:
         """The caches without the room."""
         return [_first(cache, self.filled) for cache in self.caches]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all layers, with the room."""
-        return sum(cache.nbytes for cache in self.caches)
-
     def release(self) -> None:
         """Let go what it holds; states that still have it are those of hypotheses that have ended."""
         self.caches.clear()

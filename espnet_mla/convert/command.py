@@ -60,6 +60,7 @@ def _convert(options: argparse.Namespace, spec: ConversionSpec) -> None:
     from espnet_mla.convert.model import convert
     from espnet_mla.trained import figures
     from espnet_mla.trained.model import find
+    from espnet_mla.trained.tasks import S2T, S2T_CTC
 
     end_on_signals()
     began = time.monotonic()
@@ -75,6 +76,8 @@ def _convert(options: argparse.Namespace, spec: ConversionSpec) -> None:
         experiment.write(folder, place, source, result.config, result.model.state_dict())
         files = {"config": source.config_file, "model": source.model_file}
         record = {"converted_from": experiment.origin(files, place, source), **result.record}
+        if source.task in (S2T, S2T_CTC):
+            record["prompt"] = vars(prompt)
         (folder / CONVERSION_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         figures.write(folder, figures.model_figures(result.model, source.fs, prompt=prompt))
     print(result.table())

@@ -1,6 +1,7 @@
 """espnet-mla distill: a converted model learns from the one that it was converted from, without a transcript."""
 
 import argparse
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,11 +107,15 @@ def run(folder: Path, speech: Path, options: argparse.Namespace) -> None:
     from espnet_mla.common.processes import end_on_signals
     from espnet_mla.convert.distillation import DistillationSpec, distill
     from espnet_mla.convert.experiment import MODEL
+    from espnet_mla.models.encoding import Prompt
     from espnet_mla.trained.model import find
 
     end_on_signals()
     began = time.monotonic()
     given = {name: getattr(options, name) for name in (*NAMES, "device")}
-    prompt = model_options.prompt_of(options, find(str(folder / "config.yaml"), str(folder / MODEL), None).task)
+    task = find(str(folder / "config.yaml"), str(folder / MODEL), None).task
+    # Of the conversion, where no other one is given.
+    record = json.loads((folder / CONVERSION_FILE).read_text(encoding="utf-8"))
+    prompt = Prompt(**record.get("prompt", {}) | model_options.symbols(options, task))
     distill(folder, DistillationSpec(speech, **given, prompt=prompt))
     log(f"{folder / 'model.pth'} is distilled ({time.monotonic() - began:.0f} seconds)")

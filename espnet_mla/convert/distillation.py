@@ -131,6 +131,8 @@ def _distill(folder: Path, work: Path, spec: DistillationSpec) -> None:
     record = json.loads((folder / CONVERSION_FILE).read_text(encoding="utf-8"))
     student = find(str(folder / "config.yaml"), str(folder / MODEL), None)
     check_task(student.task, student.config_file, spec.text, spec.labels)
+    if student.task in (S2T, S2T_CTC):
+        spec.prompt.ids(student.token_list)
     origin = {key: os.path.normpath(folder / file) for key, file in record["converted_from"].items()}
     teacher = find(origin["config"], origin["model"], None)
     if student.config["token_list"] != teacher.config["token_list"]:
@@ -139,8 +141,9 @@ def _distill(folder: Path, work: Path, spec: DistillationSpec) -> None:
     seconds = _prepare(work / "data", speech, student, spec)
     table = TEXT if spec.text else None
     if not table and any(layer["part"].startswith("decoder") for layer in record["layers"]):
-        table = HYPOTHESES
-        _recognise(work / "data", teacher, spec.prompt)
+        told = "".join(vars(spec.prompt).values()) if student.task is S2T else ""
+        table = HYPOTHESES + told.replace("<", ".").replace(">", "")  # of each prompt
+        _recognise(work / "data", table, teacher, spec.prompt)
     if not (work / CONVERTED).exists():
         with replacing(work / CONVERTED) as partial:
             shutil.copyfile(folder / MODEL, partial)
@@ -190,7 +193,8 @@ def _prepare(data: Path, speech: Speech, student: Source, spec: DistillationSpec
             raise UserError(f"{spec.text} lacks {missing[0]} of {speech.path}")
     conf = student.config.get("preprocessor_conf") or {}
     if student.task is S2T and texts is not None:
-        texts = {key: spec.prompt.complete(texts[key], conf["notime_symbol"]) for key in lengths}
+        symbol = conf.get("notime_symbol", "<notimestamps>")
+        texts = {key: spec.prompt.complete(texts[key], symbol) for key in lengths}
     window = round(conf.get("speech_length", 30) * speech.rate) if student.task in (S2T, S2T_CTC) else None
     every = max(HELD_OUT, len(lengths) // MOST_HELD_OUT) if len(lengths) >= HELD_OUT else len(lengths)
     for part in ("train", "valid"):
@@ -202,8 +206,8 @@ def _prepare(data: Path, speech: Speech, student: Source, spec: DistillationSpec
     return sum(lengths.values()) / speech.rate
 
 
-def _recognise(data: Path, teacher: Source, prompt: Prompt) -> None:
-    """Write what the teacher recognises as the text of the speech; what an earlier run has recognised is kept.
+def _recognise(data: Path, name: str, teacher: Source, prompt: Prompt) -> None:
+    """Write what the teacher recognises to tables of this name; what an earlier run has recognised is kept.
 
     This is sequence-level distillation (Kim and Rush, arXiv 1606.07947).
     """
@@ -213,7 +217,7 @@ def _recognise(data: Path, teacher: Source, prompt: Prompt) -> None:
     for part in ("train", "valid"):
         speech, path = (
             Speech(data / part / "wav.scp", read_table(data / part / "wav.scp"), rate),
-            data / part / HYPOTHESES,
+            data / part / name,
         )
         known = read_table(path) if path.exists() else {}
         todo = Speech(speech.path, {key: entry for key, entry in speech.entries.items() if key not in known}, rate)
@@ -264,7 +268,9 @@ def _configuration(
     write_text(work / TEACHER, yaml.safe_dump(with_files(teacher.config, teacher.root), allow_unicode=True))
     ours = inspect.signature(Distilled).parameters.keys()
     conf = {key: value for key, value in (config.get("model_conf") or {}).items() if key not in ours}
-    told = vars(spec.prompt) if student.task is S2T_CTC else {}
+    told = vars(spec.prompt) if student.task in (S2T, S2T_CTC) else {}
+    if student.task is S2T:  # or half of all texts would lose their times, and get a second symbol that says so
+        config["preprocessor_conf"] = {**(config.get("preprocessor_conf") or {}), "time_apply_prob": 1.0}
     return config | {
         "model": "distilled",
         "model_conf": conf

@@ -14,7 +14,7 @@ from espnet2.utils.get_default_kwargs import get_default_kwargs
 from torch import Tensor
 
 from espnet_mla.common.errors import UserError
-from espnet_mla.trained.locate import with_files
+from espnet_mla.trained.locate import of_espnet3, with_files
 from espnet_mla.trained.model import Source
 from espnet_mla.trained.names import CONVERSION_FILE, MODEL_FILE
 from espnet_mla.trained.tasks import Task
@@ -156,7 +156,10 @@ def write(folder: Path, place: Path, source: Source, config: dict, state: dict[s
         config = with_files({**config, "init_param": []}, source.root, copied)
     elif named == place:
         config = with_files(config, source.root)
-    for name, content in (("config.yaml", config), (FINETUNE, finetuning(config, source.task))):
+    files = {"config.yaml": config}
+    if not of_espnet3(config):  # its optimiser and epochs are told in another way, which stage 11 does not know
+        files[FINETUNE] = finetuning(config, source.task)
+    for name, content in files.items():
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         (folder / name).write_text(text, encoding="utf-8")
     try:

@@ -25,7 +25,7 @@ CHOICES = ("mha", "gqa", "mla")
 
 
 class CacheBytes(NamedTuple):
-    """Bytes of keys and values (or latents), over all layers."""
+    """Bytes of keys and values (or latents), over all layers; of the tokens without the room that is kept for more."""
 
     self_attention: int = 0
     source_attention: int = 0
@@ -44,8 +44,8 @@ class DecodingState:
         held: (hypotheses, tokens of the tree), true where this hypothesis holds that token; the hypotheses of an
             utterance stand side by side.
         length: tokens of each hypothesis.
-        growing: whether more speech may come in. ESPnet's streaming searches then go back by two steps.
-        earlier: of a growing one the tree that `tokens` was made of, `ROOM` steps ago or more; not released yet.
+        growing: whether more speech may come in. ESPnet's streaming searches then go back by two steps: nothing is
+            released.
     """
 
     source: list[FrameCache]
@@ -54,7 +54,6 @@ class DecodingState:
     held: Tensor
     length: int = 0
     growing: bool = False
-    earlier: TokenTree | None = None
 
     def select(self, rows: Tensor | slice) -> "DecodingState":
         """Only these hypotheses, in that order."""
@@ -193,14 +192,8 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         if xs_mask is not None:
             xs_mask = xs_mask[:: len(ys) // past.source[0].rows]
         out, hidden, state = self._advance(ys, past, xs_mask)
-        if state.tokens is past.tokens:
-            state = replace(state, earlier=past.earlier)
-        elif not past.growing:
+        if state.tokens is not past.tokens and not past.growing:
             past.tokens.release()
-        else:
-            if past.earlier is not None:
-                past.earlier.release()
-            state = replace(state, earlier=past.tokens)
         return ((out, hidden) if return_hs else out), state
 
     def batch_score_partially_AR(self, ys, states, xs, yseq_lengths):
@@ -238,7 +231,7 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         elif all(other.tokens is known[0].tokens and other.length == known[0].length for other in known):
             state = replace(known[0], held=torch.cat([other.held for other in known]))
         else:  # one went another way: all tokens are computed again
-            state = replace(known[0], tokens=TokenTree(), earlier=None)
+            state = replace(known[0], tokens=TokenTree())
         encoded = xs[:: len(xs) // len(state.encoded)]
         if _view(encoded) == _view(state.encoded):
             return state
@@ -265,7 +258,7 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
                 x, *_ = layer(x, Past(tree, number, held), source, mask)
             tree.filled = held.shape[-1]
         self.cache_bytes = CacheBytes(
-            max(self.cache_bytes.self_attention, tree.nbytes),
+            max(self.cache_bytes.self_attention, sum(kv.nbytes for kv in tree.trimmed())),
             max(self.cache_bytes.source_attention, sum(kv.nbytes for kv in state.source)),
         )
         hidden = x[:, -1]

@@ -2,9 +2,10 @@
 
 import importlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -64,7 +65,7 @@ class Distilled(AbsESPnetModel):
         teacher_config: its configuration; None for config.yaml beside the model file.
         divergence: weight of the divergences.
         labels: weight of ESPnet's own loss.
-        lang_sym: language of the speech, for OWSM-CTC, whose encoder is told.
+        lang_sym: language of the speech, for OWSM-CTC, whose encoder is told, where the batch does not say it.
         task_sym: what is to be done with it.
         **conf: of ESPnet's model.
     """
@@ -111,15 +112,15 @@ class Distilled(AbsESPnetModel):
             speech_lengths: (batch,).
             text: (batch, tokens), or None.
             text_lengths: (batch,), or None.
-            kwargs: what else ESPnet gives, for its own loss.
+            kwargs: what else ESPnet gives, for its own loss; the prompts of OWSM-CTC among them.
 
         Returns:
             The loss; the figures that are logged; the number of utterances.
         """
         speech = speech[:, : speech_lengths.max()]
         with torch.no_grad():
-            wanted = heard(self.teacher(), speech, speech_lengths, text, text_lengths, self.prompt)
-        got = heard(self, speech, speech_lengths, text, text_lengths, self.prompt)
+            wanted = heard(self.teacher(), speech, speech_lengths, text, text_lengths, self.prompt, kwargs)
+        got = heard(self, speech, speech_lengths, text, text_lengths, self.prompt, kwargs)
         stats = losses(got, wanted)
         loss = total(stats, self.divergence)
         if self.labels and text is not None:
@@ -202,10 +203,13 @@ def heard(
     text: Tensor | None,
     text_lengths: Tensor | None,
     prompt: Prompt = DEFAULT_PROMPT,
+    told: Mapping[str, Any] = MappingProxyType({}),
 ) -> Heard:
     """What a model makes of a batch; the shapes are those of `Distilled.forward`."""
+    inputs = batch_inputs_of(model, speech, speech_lengths, prompt)
+    inputs |= {name: told[name] for name in inputs.keys() & told.keys()}
     with _outputs(model.encoder.encoders) as blocks:
-        output, lengths = model.encode(**batch_inputs_of(model, speech, speech_lengths, prompt))
+        output, lengths = model.encode(**inputs)
     output = output[0] if isinstance(output, tuple) else output  # with those of the layers between
     ctc = model.ctc.log_softmax(output) if model.ctc is not None else None
     if text is None or text_lengths is None or getattr(model, "decoder", None) is None:

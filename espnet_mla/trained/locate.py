@@ -73,27 +73,36 @@ def locate(source: str | os.PathLike[str], model_file: str, option: str = "infer
             )
         return found
     if (folder / "config.yaml").is_file():
-        config, model = folder / "config.yaml", _model_of(folder, model_file)
-        task = tasks.task_of(read_mapping(config), source)
+        config = folder / "config.yaml"
+        trained = read_mapping(config)
+        model, task = _model_of(folder, model_file, trained), tasks.task_of(trained, source)
         found = Located(task, config, model, {}, recipe_folder(config), packed=False)
         _check_files(found, folder, source, option)
         return found
     raise UserError(f"{source} holds neither meta.yaml nor config.yaml: {_VALID}")
 
 
-def _model_of(folder: Path, model_file: str) -> Path:
+def of_espnet3(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is one that ESPnet3 has trained from, or was converted from one."""
+    return "exp_dir" in config
+
+
+def _model_of(folder: Path, model_file: str, config: Mapping[str, Any]) -> Path:
     """Of an experiment, the file of this name.
 
-    ESPnet3 makes no link of that name to the average over the most models, whose file is taken then.
+    ESPnet3 makes no `valid.acc.ave.pth`: of its averages over the best models (`valid.acc.ave_10best.pth`) the one over
+    as many as its configuration says is taken, or while there are fewer, over the most.
     """
     path = folder / model_file
-    if path.exists() or model_file != MODEL_FILE:
+    if model_file != MODEL_FILE or os.path.lexists(path) or not of_espnet3(config):
         return path
-    stem = MODEL_FILE.removesuffix(".pth")
-    averages = {
-        match[1]: file for file in folder.iterdir() if (match := re.fullmatch(rf"{stem}_(\d+)best\.pth", file.name))
-    }
-    return averages[max(averages, key=int)] if averages else path
+    found = {}
+    for file in folder.iterdir():
+        if match := re.fullmatch(r"valid\.acc\.ave_(\d+)best\.pth", file.name):
+            found[int(match[1])] = file
+    wanted = [best for monitor, best, *_ in config.get("best_model_criterion") or () if monitor == "valid/acc"]
+    possible = [number for number in found if not wanted or number <= wanted[0]]
+    return found[max(possible)] if possible else path
 
 
 def _existing(source: str | os.PathLike[str]) -> Path | None:
@@ -195,8 +204,8 @@ def _decoding_files(config: Path) -> dict[str, str]:
 def recipe_folder(config: Path) -> Path:
     """The folder that the paths in an experiment's config.yaml start from: that of the recipe, above the experiment."""
     experiment = Path(os.path.abspath(config)).parent
-    training = read_mapping(config)
-    output_dir = Path(training.get("output_dir") or training.get("exp_dir") or "")  # of ESPnet2, of ESPnet3
+    trained = read_mapping(config)
+    output_dir = Path(trained.get("output_dir") or trained.get("exp_dir") or "")  # of ESPnet2, of ESPnet3
     if output_dir.is_absolute():
         return Path.cwd()
     return next((above for above in experiment.parents if above / output_dir == experiment), Path.cwd())

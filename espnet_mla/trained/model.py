@@ -73,6 +73,12 @@ class Source:
         return made
 
     @property
+    def token_list(self) -> list[str]:
+        """Of its configuration, which may name a file."""
+        tokens = with_files(self.config, self.root)["token_list"]
+        return Path(tokens).read_text(encoding="utf-8").splitlines() if isinstance(tokens, str) else list(tokens)
+
+    @property
     def window(self) -> float | None:
         """Seconds to which its speech is padded or cut; None where it may have any length."""
         return tasks.window_of(self.config, self.config_file)

@@ -1,9 +1,13 @@
-"""python -m espnet_mla.run run.py --stages ...: ESPnet3's stages, in which the attentions are choices."""
+"""python run.py --stages ...: ESPnet3's stages, in which the attentions are choices."""
 
 import copy
 
 from espnet3.systems.esp2_asr.system import ASRSystem
 from espnet3.systems.launch import launch
+
+import espnet_mla
+
+espnet_mla.register()  # here, for the processes of other GPUs and of Dask import this file, but do not run it
 
 
 class System(ASRSystem):

@@ -197,13 +197,16 @@ def upload(layout: Layout) -> None:
     if layout.settings.hf_dry_run:
         log(f"--hf_dry_run true: nothing is uploaded; {folder} is what {repo} would get")
         return
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HTTPError
 
     api = HfApi()
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
     try:
         api.create_repo(repo, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Update model")
+        # A file at a time: the progress bars of several threads fail each other where they are not shown (tqdm 4.70).
+        api.create_commit(repo, operations, commit_message="Update model", num_threads=1)
     except (OSError, HTTPError, RuntimeError, ValueError) as error:
         refused = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
         what = "refused the token (HF_TOKEN, or `hf auth login`)" if refused else "did not take it"

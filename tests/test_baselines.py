@@ -72,6 +72,7 @@ def test_a_failing_pair_stops_no_other_is_shown_with_its_log_and_what_is_done_is
     )
 
 
+@pytest.mark.slow
 def test_what_was_done_on_another_machine_is_compared_by_its_figures(folder, figures):
     """Without data, and without its experiment."""
     config, place = folder / "conf/branchformer_mla.yaml", folder / "results/figures"

@@ -16,6 +16,7 @@ import families
 import numpy as np
 import pytest
 import soundfile
+import torch
 import yaml
 
 import espnet_mla
@@ -326,3 +327,32 @@ def test_the_models_file_is_named_as_the_tasks_recipe_names_it(folder):
     Path("exp/s2t/valid.acc.ave.pth").rename("exp/s2t/other.pth")
     expected = json.loads(Path("plain.json").read_text())["s2t"]
     assert_same(decoded("s2t", "exp/s2t", inference_s2t_model="other.pth"), expected)
+
+
+@pytest.mark.parametrize("name", ["s2t", "s2t_ctc"])
+def test_labels_and_prompts_of_owsms_own_recipe_reach_a_model_that_learns(name, folder):
+    task = families.task_class(name)
+    config = yaml.safe_load(Path(f"exp/{name}/config.yaml").read_text())
+    file = str(Path(f"exp/{name}/valid.acc.ave.pth").absolute())
+    config |= {"model": "distilled", "model_conf": config["model_conf"] | {"teacher": file, "labels": 1.0}}
+    if name == "s2t_ctc":
+        config["model_conf"]["ctc_asr_only"] = [False, False]
+    Path("config.yaml").write_text(yaml.safe_dump(config))
+    model, _ = task.build_model_from_file("config.yaml", file)
+    tokens = config["token_list"]
+    ids = torch.tensor([[tokens.index(token) for token in ("<deu>", "<asr>", "<notimestamps>")] + [3, 4]])
+    batch = {"text": ids, "text_prev": torch.tensor([[tokens.index("<na>")]]), "text_ctc": ids[:, 3:]}
+    if name == "s2t_ctc":
+        batch["prefix"] = ids[:, :2]
+    batch |= {f"{key}_lengths": torch.tensor([value.shape[1]]) for key, value in batch.items()}
+    speech = torch.randn(1, 40000)
+    heard = []
+    handle = model.encoder.register_forward_pre_hook(
+        lambda _, given, named: heard.append((*given, *named.values())), with_kwargs=True
+    )
+    loss, stats, _ = model(speech, torch.tensor([40000]), **batch)
+    handle.remove()
+    assert float(stats["output"]) < 1e-8, "it is its own teacher, told the same"
+    assert float(loss) == pytest.approx(float(stats["labels"]), rel=1e-4) and float(loss) > 0.1
+    ours, espnets = ([x for x in given if isinstance(x, torch.Tensor)] for given in heard)
+    assert len(ours) >= 2 and all(torch.equal(*pair) for pair in zip(ours, espnets, strict=True))

@@ -141,8 +141,8 @@ def _distill(folder: Path, work: Path, spec: DistillationSpec) -> None:
     seconds = _prepare(work / "data", speech, student, spec)
     table = TEXT if spec.text else None
     if not table and any(layer["part"].startswith("decoder") for layer in record["layers"]):
-        told = "".join(vars(spec.prompt).values()) if student.task is S2T else ""
-        table = HYPOTHESES + told.replace("<", ".").replace(">", "")  # of each prompt
+        told = [symbol.strip("<>") for symbol in vars(spec.prompt).values()] if student.task is S2T else []
+        table = ".".join([HYPOTHESES, *told])  # of each prompt
         _recognise(work / "data", table, teacher, spec.prompt)
     if not (work / CONVERTED).exists():
         with replacing(work / CONVERTED) as partial:

@@ -205,7 +205,7 @@ def upload(layout: Layout) -> None:
     operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
     try:
         api.create_repo(repo, exist_ok=True)
-        # A file at a time: the progress bars of several threads fail each other where they are not shown (tqdm 4.70).
+        # A file at a time: of several threads, one may end in "Set changed size during iteration" of tqdm's bars.
         api.create_commit(repo, operations, commit_message="Update model", num_threads=1)
     except (OSError, HTTPError, RuntimeError, ValueError) as error:
         refused = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from espnet_mla.common.errors import UserError
 from espnet_mla.common.tables import read_table
-from espnet_mla.models.encoding import DEFAULT_PROMPT, Prompt, inputs_of
+from espnet_mla.models.encoding import DEFAULT_PROMPT, Prompt, attended, encode, inputs_of, source_of
 from espnet_mla.trained import tasks
 from espnet_mla.trained.model import padded, sampling_rate
 from espnet_mla.trained.speech import Speech, choose
@@ -74,15 +74,15 @@ class Calibration:
                     continue
                 try:
                     heard = padded(samples, window, self.speech.rate).to(device)
-                    encoded, lengths = model.encode(**inputs_of(model, heard, self.prompt))
+                    encoded = encode(model, inputs_of(model, heard, self.prompt))
                 except TooShortUttError:
                     too_short += 1
                     continue
                 seconds += len(samples) / self.speech.rate
                 if tokens_of:
-                    encoded = encoded[0] if isinstance(encoded, tuple) else encoded  # with those of the layers between
                     tokens = torch.tensor([tokens_of(key)], device=device)
-                    model.decoder(encoded, lengths, tokens, torch.tensor([tokens.shape[1]], device=device))
+                    given = attended(model, encoded, source_of(model, encoded))
+                    model.decoder(*given, tokens, torch.tensor([tokens.shape[1]], device=device))
         if too_short == len(self.speech.entries):
             raise UserError(f"{self.path}: all {too_short} utterances are too short for the model")
         return CalibrationSummary(len(self.speech.entries) - too_short, seconds, too_short)

@@ -1,13 +1,17 @@
-"""A model's encoder as a function without arguments, which can be timed apart from feature extraction."""
+"""A model's encoders: what they are given in the manner of its task, and what its decoder then attends to."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
 
 import torch
+from espnet2.legacy.nets.pytorch_backend.transformer.add_sos_eos import add_sos_eos
 from espnet2.mt.espnet_model import ESPnetMTModel
 from espnet2.s2t.espnet_ctc_model import ESPnetS2TCTCModel
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from espnet_mla.common.errors import UserError
 
@@ -70,6 +74,83 @@ def batch_inputs_of(
             inputs[name] = torch.tensor([ids] * len(samples), device=samples.device)
             inputs[f"{name}_lengths"] = torch.full((len(samples),), len(ids), device=samples.device)
     return inputs
+
+
+class Encoded(NamedTuple):
+    """What a model's encoders make of a batch.
+
+    Args:
+        first: output of the first one, (batch, time, d).
+        first_lengths: its frames of each utterance, (batch,).
+        output: of the last one (hier_encoder, postencoder), (batch, time, d); most models have one encoder.
+        lengths: its frames of each utterance, (batch,).
+    """
+
+    first: Tensor
+    first_lengths: Tensor
+    output: Tensor
+    lengths: Tensor
+
+
+def encode(model: AbsESPnetModel, inputs: dict[str, Tensor]) -> Encoded:
+    """Run the encoders.
+
+    Args:
+        model: of any of ESPnet's tasks that `espnet_mla.trained.tasks` has.
+        inputs: as of `batch_inputs_of`.
+    """
+    outputs: list[tuple] = []
+    handle = model.encoder.register_forward_hook(lambda _encoder, _inputs, output: outputs.append(output))
+    try:
+        output, lengths = model.encode(**inputs)
+    finally:
+        handle.remove()
+    ((first, first_lengths, *_),) = outputs
+    # Both may stand beside those of the layers between.
+    first, output = (one[0] if isinstance(one, tuple) else one for one in (first, output))
+    return Encoded(first, first_lengths, output, lengths)
+
+
+def source_of(model: AbsESPnetModel, encoded: Encoded) -> list[Tensor] | None:
+    """What CTC hears in the language that is spoken, for a model for translation with two decoders; else None.
+
+    The first decoder of such a model is given it, as in ESPnet's training with `ctc_sample_rate`.
+
+    Returns:
+        Of each utterance the tokens, (tokens,).
+
+    Raises:
+        UserError: there is no CTC.
+    """
+    if getattr(model, "md_encoder", None) is None:
+        return None
+    if getattr(model, "ctc", None) is None:
+        raise UserError(
+            "md_encoder: this model has no CTC (model_conf: mtlalpha: 0) that its first decoder could follow"
+        )
+    best = model.ctc.argmax(encoded.first)
+    best = [ids[:length].tolist() for ids, length in zip(best, encoded.first_lengths.tolist(), strict=True)]
+    kept = ([token for token, _ in groupby(ids) if token] for ids in best)
+    return [torch.tensor(ids, dtype=torch.long, device=encoded.first.device) for ids in kept]
+
+
+def attended(model: AbsESPnetModel, encoded: Encoded, source: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+    """What the decoder attends to, (batch, time, d), and the lengths, (batch,).
+
+    That is the encoders' output, but where there are two decoders the states of the first one, encoded again.
+
+    Args:
+        model: of any task.
+        encoded: as of `encode`.
+        source: as of `source_of`.
+    """
+    if source is None:
+        return encoded.output, encoded.lengths
+    tokens, _ = add_sos_eos(pad_sequence(source, batch_first=True, padding_value=-1), model.src_sos, model.src_eos, -1)
+    sizes = torch.tensor([len(ids) + 1 for ids in source], device=tokens.device)
+    (_, states), _ = model.extra_asr_decoder(encoded.first, encoded.first_lengths, tokens, sizes, return_hs=True)
+    output, lengths, _ = model.md_encoder(states, sizes)
+    return output, lengths
 
 
 class _EncoderCalled(Exception):

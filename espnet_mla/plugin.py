@@ -43,7 +43,7 @@ def register() -> None:
         tasks.append(("asr", importlib.import_module(_ESPNET3)))
     for name, task in tasks:
         _put(task)
-        if name in DISTILLED:
+        if name in DISTILLED and hasattr(task, "model_choices"):
             task.model_choices.classes["distilled"] = DISTILLED[name]
     if copied := sys.modules.get("espnet2.tasks.enh_s2t"):  # with copies of its own, if it was imported before
         _put(copied)

@@ -125,6 +125,22 @@ def test_a_decoder_learns_from_what_its_original_recognises(here):
     assert "kl_decoder" in Path("exp/whole/distill/train.log").read_text()
 
 
+def test_an_utterance_without_words_is_learnt_from_too(here):
+    """Among those learnt from, and held out: it may be what the original recognises of noise."""
+    Path("text").write_text("".join(f"u{n:02} {'' if n in (0, 11) else 'A B'}\n" for n in range(12)))
+    assert status(distill, "exp/converted", "--speech", SPEECH, *WAYS, "--text", "text") == 0
+    assert "kl_decoder" in Path("exp/converted/distill/train.log").read_text()
+
+
+def test_transcripts_are_for_a_decoder_that_learns_or_for_labels(here, capsys):
+    config = yaml.safe_load(Path("exp/converted/config.yaml").read_text())
+    Path("text").write_text("".join(f"u{n:02} A B\n" for n in range(12)))
+    given = ("exp/converted", "--speech", SPEECH, *WAYS, "--text", "text")
+    for change in ({"decoder": "rnn"}, {"model_conf": {"ctc_weight": 1.0}}):
+        Path("exp/converted/config.yaml").write_text(yaml.safe_dump(config | change))
+        assert "exp/converted/config.yaml has no decoder of kind transformer, which" in message(capsys, *given)
+
+
 def message(capsys, *arguments, expected=1):
     capsys.readouterr()
     assert status(distill, *arguments) == expected

@@ -21,8 +21,8 @@ import yaml
 
 import espnet_mla
 from espnet_mla.common.errors import UserError
+from espnet_mla.convert import calibration, distill_command
 from espnet_mla.convert import command as convert
-from espnet_mla.convert import distill_command
 from espnet_mla.measure import profile
 from espnet_mla.recipe import decoding, stages
 from espnet_mla.recipe.layout import Layout
@@ -30,7 +30,7 @@ from espnet_mla.recipe.options import parse
 from espnet_mla.trained import transcribe
 
 HEARING = [name for name, (task, _) in families.FAMILIES.items() if task != "mt"]
-DISTILLED = [name for name, (task, _) in families.FAMILIES.items() if task not in ("st", "mt")]
+DISTILLED = [name for name, (task, _) in families.FAMILIES.items() if task != "mt"]
 ALL_MODULES = "encoder,decoder_self,decoder_src"
 MODULES = {name: "encoder" if name == "s2t_ctc" else ALL_MODULES for name in families.FAMILIES}
 
@@ -130,12 +130,18 @@ def test_calibrated_on_speech_the_error_at_full_rank_is_rounding(name, folder):
     assert max(layer["relative_error"] for layer in layers) < 1e-5
 
 
-@pytest.mark.parametrize("name", some(DISTILLED, "s2t", "s2t_ctc"))
+def write_speech(number: int) -> None:
+    """wav.scp of noise, and text beside it."""
+    rng, names = np.random.default_rng(1), [f"u{n:02}" for n in range(number)]
+    for n, name in enumerate(names):
+        soundfile.write(f"{name}.flac", rng.uniform(-0.3, 0.3, 9000 + 500 * n), 16000)
+    Path("wav.scp").write_text("".join(f"{name} {name}.flac\n" for name in names))
+    Path("text").write_text("".join(f"{name} THE CAT\n" for name in names))
+
+
+@pytest.mark.parametrize("name", some(DISTILLED, "s2t", "st_multidecoder"))
 def test_distilled_it_comes_nearer_to_its_original(name, folder):
-    rng = np.random.default_rng(1)
-    for number in range(12):
-        soundfile.write(f"{number}.flac", rng.uniform(-0.3, 0.3, 9000 + 500 * number), 16000)
-    Path("wav.scp").write_text("".join(f"u{number:02} {number}.flac\n" for number in range(12)))
+    write_speech(12)
     modules = MODULES[name]
     arguments = ["--model_tag", f"exp/{name}", "--modules", modules, "--kv_lora_rank", "2", "--output_dir", "exp/new"]
     ways = ["--distill", "wav.scp", "--epochs", "4", "--lr", "0.0005", "--batch_bins", "100000"]
@@ -147,11 +153,7 @@ def test_distilled_it_comes_nearer_to_its_original(name, folder):
 
 
 def test_a_decoder_that_is_told_what_to_do_learns_over_texts_that_say_it(folder, capsys):
-    rng = np.random.default_rng(1)
-    for number in range(12):
-        soundfile.write(f"{number}.flac", rng.uniform(-0.3, 0.3, 9000), 16000)
-    Path("wav.scp").write_text("".join(f"u{number:02} {number}.flac\n" for number in range(12)))
-    Path("text").write_text("".join(f"u{number:02} THE CAT\n" for number in range(12)))
+    write_speech(12)
     told, ways = ("--lang_sym", "deu", "--task_sym", "st_deu"), ("--epochs", "1", "--lr", "0.0001", "--text", "text")
     modules = ("--modules", "decoder_self", "--kv_lora_rank", "2", "--output_dir", "exp/new")
     assert convert.main(["--model_tag", "exp/s2t", *modules, *told, "--distill", "wav.scp", *ways]) == 0
@@ -169,6 +171,40 @@ def test_a_decoder_that_is_told_what_to_do_learns_over_texts_that_say_it(folder,
     assert "other options (model_conf)" in refused(capsys, distill_command.main, *again, "--lang_sym", "eng")
     assert "<xyz> is no token" in refused(capsys, distill_command.main, *again, "--lang_sym", "xyz")
     assert json.loads(Path("exp/new/conversion.json").read_text())["prompt"]["lang_sym"] == "<deu>"
+
+
+def test_the_second_of_two_decoders_is_calibrated_on_the_states_of_the_first(folder):
+    """As ESPnet decodes: it attends to a state for each word that was heard, not to the frames."""
+    model, args = families.task_class("st").build_model_from_file("exp/st_multidecoder/config.yaml")
+    Path("wav.scp").write_text("utt speech.flac\n")
+    Path("text").write_text("utt THE CAT\n")
+    attended = []
+    for module in (model.encoder, model.md_encoder, model.decoder):
+        module.register_forward_hook(lambda _, inputs, outputs: attended.append((inputs[0], outputs[0])))
+    calibration.prepare(Path("wav.scp"), 1, args, with_text=True).run(model.eval(), args, "calibration")
+    (_, frames), (states, again), (given, _) = attended
+    with torch.inference_mode():
+        heard = model.ctc.argmax(frames)[0].unique_consecutive()
+    assert states.shape[1] == 1 + len(heard[heard != 0]) != frames.shape[1] and torch.equal(given, again)
+
+
+def test_a_translation_learns_by_both_ctcs_and_by_labels(folder):
+    config = yaml.safe_load(Path("exp/st/config.yaml").read_text())
+    for conf, more, wanted in (
+        ({"st_mtlalpha": 0.5, "asr_weight": 0.3, "mtlalpha": 0.3}, (), {"kl_ctc", "kl_st_ctc", "kl_decoder"}),
+        ({"st_mtlalpha": 0.5}, ("--text", "text", "--labels", "1"), {"kl_st_ctc", "kl_decoder", "loss_st_att"}),
+        ({"st_mtlalpha": 1.0}, (), {"kl_st_ctc"}),
+    ):
+        Path("exp/st/config.yaml").write_text(yaml.safe_dump(config | {"model_conf": conf}))
+        model, _ = families.task_class("st").build_model_from_file("exp/st/config.yaml")
+        torch.save(model.state_dict(), "exp/st/valid.acc.ave.pth")
+        write_speech(12)
+        modules = "encoder" if conf["st_mtlalpha"] == 1 else "encoder,decoder_self"
+        to = ("--modules", modules, "--kv_lora_rank", "2", "--output_dir", "exp/new", "--overwrite")
+        ways = ("--distill", "wav.scp", "--epochs", "2", "--lr", "0.0005", "--batch_bins", "100000", *more)
+        assert convert.main(["--model_tag", "exp/st", *to, *ways]) == 0
+        log = Path("exp/new/distill/train.log").read_text()
+        assert {name for name in ("kl_ctc", "kl_st_ctc", "kl_decoder", "loss_st_att") if f"{name}=" in log} == wanted
 
 
 @pytest.mark.parametrize("name", some(HEARING, "s2t"))
@@ -293,14 +329,15 @@ def test_what_a_family_does_not_take_is_one_line(folder, capsys):
     assert error == "--seconds 10: this model hears 2 s, to which all speech is padded"
     Path("wav.scp").write_text("utt speech.flac\n")
     distilled = ("--kv_lora_rank", "8", "--output_dir", "exp/new", "--distill", "wav.scp")
-    error = refused(capsys, convert.main, "--model_tag", "exp/st", *distilled)
-    assert "exp/st/config.yaml is a model for speech translation (ST): only models for speech recognition" in error
     Path("text").write_text("utt THE CAT\n")
     for name, more, problem in (
-        ("s2t", ("--text", "text", "--labels", "1"), "--labels 1: ESPnet's loss of a model for speech to text with "),
-        ("s2t_ctc", ("--text", "text"), "--text text: a model for speech to text by CTC with prompts (S2T-CTC) has no"),
+        ("s2t", ("--labels", "1"), "--labels 1: ESPnet's loss of a model for speech to text with prompts (S2T) needs"),
+        ("s2t_ctc", (), "exp/s2t_ctc/config.yaml has no decoder of kind transformer, which alone would learn from it"),
+        ("st", ("--labels", "1"), "needs transcripts besides the translations (model_conf: asr_weight: 0.3)"),
     ):
-        assert refused(capsys, convert.main, "--model_tag", f"exp/{name}", *distilled, *more).startswith(problem)
+        assert problem in refused(
+            capsys, convert.main, "--model_tag", f"exp/{name}", *distilled, "--text", "text", *more
+        )
         assert not Path("exp/new").exists()
 
 

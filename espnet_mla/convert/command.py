@@ -56,7 +56,7 @@ def _convert(options: argparse.Namespace, spec: ConversionSpec) -> None:
     from espnet_mla.common.log import log
     from espnet_mla.common.processes import end_on_signals
     from espnet_mla.convert import experiment
-    from espnet_mla.convert.distillation import check_task
+    from espnet_mla.convert.distillation import check_model
     from espnet_mla.convert.model import convert
     from espnet_mla.trained import figures
     from espnet_mla.trained.model import find
@@ -69,7 +69,7 @@ def _convert(options: argparse.Namespace, spec: ConversionSpec) -> None:
     register()
     source = find(options.asr_train_config, options.asr_model_file, options.model_tag)
     if options.distill:
-        check_task(source.task, source.config_file, options.text, options.labels)
+        check_model(source, options.text, options.labels)
     prompt = model_options.prompt_of(options, source.task)
     result = convert(source, spec, options.device, prompt)
     with experiment.leaving(place, options.overwrite) as folder:

@@ -1,5 +1,6 @@
 """Distillation: a converted model learns from the one that it was converted from, by ESPnet's own trainer."""
 
+import argparse
 import contextlib
 import inspect
 import json
@@ -16,6 +17,8 @@ import yaml
 from espnet2.samplers.num_elements_batch_sampler import NumElementsBatchSampler
 from espnet2.tasks.abs_task import AbsTask
 from espnet2.torch_utils.device_funcs import to_device
+from espnet2.train.abs_espnet_model import AbsESPnetModel
+from espnet2.train.dataset import ESPnetDataset
 from espnet2.train.trainer import Trainer
 from tqdm import tqdm
 
@@ -28,6 +31,7 @@ from espnet_mla.common.log import log
 from espnet_mla.common.tables import read_table
 from espnet_mla.common.yaml_files import read_mapping
 from espnet_mla.convert.experiment import MODEL
+from espnet_mla.models.decoder import DECODERS
 from espnet_mla.models.distilled import DISTILLED, Distilled
 from espnet_mla.models.encoding import DEFAULT_PROMPT, Prompt
 from espnet_mla.recipe.training import CHECKPOINT, NO_STEP, epoch_line
@@ -35,7 +39,7 @@ from espnet_mla.trained.locate import with_files
 from espnet_mla.trained.model import Source, find
 from espnet_mla.trained.names import CONVERSION_FILE
 from espnet_mla.trained.speech import Speech, choose
-from espnet_mla.trained.tasks import S2T, S2T_CTC, TASKS, Task
+from espnet_mla.trained.tasks import S2T, S2T_CTC, ST, TASKS, Task
 
 WORK = "distill"
 """The folder of the training, below that of the model."""
@@ -83,26 +87,36 @@ class DistillationSpec:
     prompt: Prompt = DEFAULT_PROMPT
 
 
-def check_task(task: Task, config_file: Path, text: Path | None, labels: float) -> None:
+def check_model(source: Source, text: Path | None, labels: float) -> None:
     """Refuse a model that can't be distilled, or not in this way.
 
     Args:
-        task: of it.
-        config_file: its configuration.
+        source: the model.
         text, labels: as of `DistillationSpec`.
 
     Raises:
-        UserError: it is of another task, or its task has no use for such text.
+        UserError: it is of another task, or has no use for such text.
     """
+    task, config = source.task, source.config
     if task.name not in DISTILLED:
         able = ", ".join(task.title for task in TASKS if task.name in DISTILLED)
-        raise UserError(f"{config_file} is a model for {task.title}: only models for {able} are distilled")
-    if text and task is S2T_CTC:
-        raise UserError(f"--text {text}: a model for {task.title} has no decoder, which alone would learn from it")
+        raise UserError(f"{source.config_file} is a model for {task.title}: only models for {able} are distilled")
+    conf = config.get("model_conf") or {}
+    of_ctc = conf.get("st_mtlalpha" if task is ST else "ctc_weight")
+    if text and (task is S2T_CTC or (not labels and (config.get("decoder") not in DECODERS or of_ctc == 1))):
+        raise UserError(
+            f"--text {text}: {source.config_file} has no decoder of kind {', '.join(DECODERS)}, which alone would "
+            "learn from it"
+        )
     if labels and task is S2T:
         raise UserError(
             f"--labels {labels:g}: ESPnet's loss of a model for {task.title} needs more than transcripts: train "
             "it in its own recipe, where `model: distilled` takes the teacher"
+        )
+    if labels and task is ST and (needing := [key for key in ("asr_weight", "mt_weight") if conf.get(key)]):
+        raise UserError(
+            f"--labels {labels:g}: ESPnet's loss of {source.config_file} needs transcripts besides the translations "
+            f"(model_conf: {needing[0]}: {conf[needing[0]]})"
         )
 
 
@@ -130,7 +144,7 @@ def _distill(folder: Path, work: Path, spec: DistillationSpec) -> None:
     espnet_mla.register()
     record = json.loads((folder / CONVERSION_FILE).read_text(encoding="utf-8"))
     student = find(str(folder / "config.yaml"), str(folder / MODEL), None)
-    check_task(student.task, student.config_file, spec.text, spec.labels)
+    check_model(student, spec.text, spec.labels)
     if student.task in (S2T, S2T_CTC):
         spec.prompt.ids(student.token_list)
     origin = {key: os.path.normpath(folder / file) for key, file in record["converted_from"].items()}
@@ -268,13 +282,16 @@ def _configuration(
     write_text(work / TEACHER, yaml.safe_dump(with_files(teacher.config, teacher.root), allow_unicode=True))
     ours = inspect.signature(Distilled).parameters.keys()
     conf = {key: value for key, value in (config.get("model_conf") or {}).items() if key not in ours}
-    told = vars(spec.prompt) if student.task in (S2T, S2T_CTC) else {}
+    of_task: dict[str, Any] = vars(spec.prompt) if student.task in (S2T, S2T_CTC) else {}
+    if student.task is ST:  # BLEU of a validation needs nltk, and chooses nothing
+        of_task = {"report_bleu": False}
     if student.task is S2T:  # or half of all texts would lose their times, and get a second symbol that says so
         config["preprocessor_conf"] = {**(config.get("preprocessor_conf") or {}), "time_apply_prob": 1.0}
+    if "model" in known:  # or `_learning` has it
+        config["model"] = "distilled"
     return config | {
-        "model": "distilled",
         "model_conf": conf
-        | {"teacher": str(teacher.model_file), "teacher_config": str(work / TEACHER), "labels": spec.labels, **told},
+        | {"teacher": str(teacher.model_file), "teacher_config": str(work / TEACHER), "labels": spec.labels, **of_task},
         "output_dir": str(work),
         "init_param": [str(work / CONVERTED)],
         "resume": True,
@@ -326,7 +343,7 @@ class _Trainer(Trainer):
 
 
 def _learning(task: Task) -> type[AbsTask]:
-    """ESPnet's task, but it needs no transcripts."""
+    """ESPnet's task, but it needs no transcripts, and builds a model that learns, also where it offers no choice."""
 
     class Learning(task.task_class()):  # type: ignore[misc]
         trainer = _Trainer
@@ -338,6 +355,19 @@ def _learning(task: Task) -> type[AbsTask]:
         @classmethod
         def optional_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:
             return ("text",)
+
+        @classmethod
+        def build_model(cls, args: argparse.Namespace) -> AbsESPnetModel:
+            if task is not ST:
+                return super().build_model(args)
+            from espnet2.tasks import st
+
+            # It takes the model's class by its name.
+            espnets, st.ESPnetSTModel = st.ESPnetSTModel, DISTILLED[task.name]
+            try:
+                return super().build_model(args)
+            finally:
+                st.ESPnetSTModel = espnets
 
     return Learning
 
@@ -384,13 +414,12 @@ def _logging_to(path: Path, *handlers: logging.Handler) -> Iterator[None]:
 def _loss(task: type[AbsTask], work: Path, model_file: Path, device: str) -> float:
     """The loss of a model on the speech held out."""
     model, args = task.build_model_from_file(work / CONFIG, model_file, device)
+    # Not by its streaming iterator, to which an utterance without words is no utterance.
+    dataset = ESPnetDataset(
+        args.valid_data_path_and_name_and_type, preprocess=task.build_preprocess_fn(args, train=False)
+    )
+    collate = task.build_collate_fn(args, train=False)
     with _logging_to(work / LOG):
-        batches = task.build_streaming_iterator(
-            data_path_and_name_and_type=args.valid_data_path_and_name_and_type,
-            preprocess_fn=task.build_preprocess_fn(args, train=False),
-            collate_fn=task.build_collate_fn(args, train=False),
-            key_file=args.valid_shape_file[0],
-            dtype="float32",
-        )
-        found = [float(model(**to_device(batch, device))[0]) for _, batch in batches]
+        batches = (collate([dataset[key]])[1] for key in read_table(Path(args.valid_shape_file[0])))
+        found = [float(model(**to_device(batch, device))[0]) for batch in batches]
     return sum(found) / len(found)

@@ -15,12 +15,14 @@ from espnet2.legacy.nets.pytorch_backend.transformer.add_sos_eos import add_sos_
 from espnet2.s2t.espnet_ctc_model import ESPnetS2TCTCModel
 from espnet2.s2t.espnet_model import ESPnetS2TModel
 from espnet2.slu.espnet_model import ESPnetSLUModel
+from espnet2.st.espnet_model import ESPnetSTModel
 from espnet2.torch_utils.device_funcs import force_gatherable
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
 
 from espnet_mla.common.errors import UserError
-from espnet_mla.models.encoding import DEFAULT_PROMPT, Prompt, batch_inputs_of
+from espnet_mla.models.decoder import TransformerDecoder
+from espnet_mla.models.encoding import DEFAULT_PROMPT, Encoded, Prompt, attended, batch_inputs_of, encode, source_of
 
 DIVERGENCE = 5.0
 """Weight of a divergence against a relative squared error."""
@@ -30,19 +32,19 @@ class Heard(NamedTuple):
     """What a model makes of a batch.
 
     Args:
-        blocks: of each block of the encoder its output, (batch, time, d).
-        output: of the encoder, (batch, time, d).
-        lengths: frames of each utterance, (batch,).
-        ctc: log posteriors, (batch, time, vocabulary); None without CTC.
+        encoded: by its encoders.
+        blocks: of each block of the first encoder its output, (batch, time, d).
+        ctc: log posteriors of each CTC, (batch, time, vocabulary), and frames of each utterance, (batch,).
+        source: what a first decoder is given, see `espnet_mla.models.encoding.source_of`.
         decoder_blocks: of each block of the decoder its output, (batch, tokens, d); none without text.
         decoder: log posteriors of the tokens, (batch, tokens, vocabulary); None without text.
         tokens: of each utterance, <sos> among them, (batch,); None without text.
     """
 
+    encoded: Encoded
     blocks: list[Tensor]
-    output: Tensor
-    lengths: Tensor
-    ctc: Tensor | None
+    ctc: dict[str, tuple[Tensor, Tensor]]
+    source: list[Tensor] | None
     decoder_blocks: list[Tensor]
     decoder: Tensor | None
     tokens: Tensor | None
@@ -73,7 +75,6 @@ class Distilled(AbsESPnetModel):
     task: ClassVar[tuple[str, str]]
     """Of the model: a module in espnet2.tasks, and the class there."""
     token_list: list[str]
-    error_calculator: Any
 
     def __init__(
         self,
@@ -120,7 +121,7 @@ class Distilled(AbsESPnetModel):
         speech = speech[:, : speech_lengths.max()]
         with torch.no_grad():
             wanted = heard(self.teacher(), speech, speech_lengths, text, text_lengths, self.prompt, kwargs)
-        got = heard(self, speech, speech_lengths, text, text_lengths, self.prompt, kwargs)
+        got = heard(self, speech, speech_lengths, text, text_lengths, self.prompt, kwargs, wanted)
         stats = losses(got, wanted)
         loss = total(stats, self.divergence)
         if self.labels and text is not None:
@@ -135,13 +136,13 @@ class Distilled(AbsESPnetModel):
 
     def _with_labels(self, *batch: Tensor | None, **others: Any) -> tuple[Tensor, dict[str, Any]]:
         """ESPnet's loss, and its figures, the accuracy among them by which it chooses the best model."""
-        calculator = self.error_calculator
+        calculators = {name: value for name, value in self.__dict__.items() if name.endswith("error_calculator")}
         if self.learning:  # it decodes for its error rates what is no training
-            self.error_calculator = None
+            self.__dict__.update(dict.fromkeys(calculators))
         try:
             loss, stats, _ = super().forward(*batch, **others)
         finally:
-            self.error_calculator = calculator
+            self.__dict__.update(calculators)
         return loss, stats
 
     def teacher(self) -> AbsESPnetModel:
@@ -190,10 +191,16 @@ class DistilledS2TCTCModel(Distilled, ESPnetS2TCTCModel):
     task = ("s2t_ctc", "S2TTask")
 
 
+class DistilledSTModel(Distilled, ESPnetSTModel):
+    """ESPnet's model for speech translation that learns from a teacher."""
+
+    task = ("st", "STTask")
+
+
 DISTILLED = {model.task[0]: model for model in (
-    DistilledASRModel, DistilledSLUModel, DistilledS2TModel, DistilledS2TCTCModel,
+    DistilledASRModel, DistilledSLUModel, DistilledS2TModel, DistilledS2TCTCModel, DistilledSTModel,
 )}  # fmt: skip
-"""Of ESPnet's tasks that have a choice of models."""
+"""By the names of ESPnet's tasks."""
 
 
 def heard(
@@ -204,23 +211,45 @@ def heard(
     text_lengths: Tensor | None,
     prompt: Prompt = DEFAULT_PROMPT,
     told: Mapping[str, Any] = MappingProxyType({}),
+    teachers: Heard | None = None,
 ) -> Heard:
-    """What a model makes of a batch; the shapes are those of `Distilled.forward`."""
+    """What a model makes of a batch; the shapes are those of `Distilled.forward`.
+
+    Args:
+        told: what else ESPnet gives.
+        teachers: of the teacher, whose `source` is taken.
+    """
     inputs = batch_inputs_of(model, speech, speech_lengths, prompt)
     inputs |= {name: told[name] for name in inputs.keys() & told.keys()}
     with _outputs(model.encoder.encoders) as blocks:
-        output, lengths = model.encode(**inputs)
-    output = output[0] if isinstance(output, tuple) else output  # with those of the layers between
-    ctc = model.ctc.log_softmax(output) if model.ctc is not None else None
-    if text is None or text_lengths is None or getattr(model, "decoder", None) is None:
-        return Heard(blocks, output, lengths, ctc, [], None, None)
-    tokens, _ = add_sos_eos(
-        text[:, : text_lengths.max()].masked_fill(text[:, : text_lengths.max()] == -1, model.ignore_id),
-        model.sos, model.eos, model.ignore_id,
-    )  # fmt: skip
-    with _outputs(model.decoder.decoders) as decoder_blocks:
-        scores, _ = model.decoder(output, lengths, tokens, text_lengths + 1)
-    return Heard(blocks, output, lengths, ctc, decoder_blocks, scores.log_softmax(-1), text_lengths + 1)
+        encoded = encode(model, inputs)
+    ctc = {}
+    for name, of in ctc_inputs(model, encoded).items():
+        ctc[name] = getattr(model, name).log_softmax(of[0]), of[1]
+    decoder = getattr(model, "decoder", None)
+    if text is None or text_lengths is None or not isinstance(decoder, TransformerDecoder):
+        return Heard(encoded, blocks, ctc, None, [], None, None)
+    ignored = model.tgt_ignore_id if isinstance(model, ESPnetSTModel) else model.ignore_id
+    text = text[:, : text_lengths.max()]
+    tokens, _ = add_sos_eos(text.masked_fill(text == -1, ignored), model.sos, model.eos, ignored)
+    source = teachers.source if teachers else source_of(model, encoded)
+    with _outputs(decoder.decoders) as decoder_blocks:
+        scores, _ = decoder(*attended(model, encoded, source), tokens, text_lengths + 1)
+    return Heard(encoded, blocks, ctc, source, decoder_blocks, scores.log_softmax(-1), text_lengths + 1)
+
+
+def ctc_inputs(model: AbsESPnetModel, encoded: Encoded) -> dict[str, tuple[Tensor, Tensor]]:
+    """What each CTC of a model is given, by its name: the output of an encoder, and lengths.
+
+    A model for translation may have two: `ctc`, of the language that is spoken, over the first encoder's output, and
+    `st_ctc`, of the translation, over the last one's, or the first one's where its postencoder shortens that
+    (`return_int_enc`).
+    """
+    first, last = encoded[:2], encoded[2:]
+    found = {"ctc": last}
+    if isinstance(model, ESPnetSTModel):
+        found = {"ctc": first, "st_ctc": first if getattr(model.postencoder, "return_int_enc", False) else last}
+    return {name: given for name, given in found.items() if getattr(model, name, None) is not None}
 
 
 @contextmanager
@@ -243,16 +272,21 @@ def _outputs(blocks: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
 
 def losses(got: Heard, wanted: Heard) -> dict[str, Tensor]:
     """The parts of the loss: relative squared errors and, where there are such posteriors, divergences (`kl_...`)."""
-    frames = ~make_pad_mask(wanted.lengths, maxlen=wanted.output.shape[1]).to(wanted.output.device)
-    parts = {"blocks": _mean_error(got.blocks, wanted.blocks, frames)}
-    parts["output"] = relative_error(got.output, wanted.output, frames)
-    if got.ctc is not None and wanted.ctc is not None:
-        parts["kl_ctc"] = divergence(got.ctc, wanted.ctc, frames)
+    of, to = got.encoded, wanted.encoded
+    parts = {"blocks": _mean_error(got.blocks, wanted.blocks, _mask(to.first_lengths, to.first))}
+    parts["output"] = relative_error(of.output, to.output, _mask(to.lengths, to.output))
+    for name, (posteriors, lengths) in wanted.ctc.items():
+        parts[f"kl_{name}"] = divergence(got.ctc[name][0], posteriors, _mask(lengths, posteriors))
     if got.decoder is not None and wanted.decoder is not None and wanted.tokens is not None:
-        tokens = ~make_pad_mask(wanted.tokens, maxlen=wanted.decoder.shape[1]).to(wanted.decoder.device)
+        tokens = _mask(wanted.tokens, wanted.decoder)
         parts["decoder_blocks"] = _mean_error(got.decoder_blocks, wanted.decoder_blocks, tokens)
         parts["kl_decoder"] = divergence(got.decoder, wanted.decoder, tokens)
     return parts
+
+
+def _mask(lengths: Tensor, of: Tensor) -> Tensor:
+    """The places (batch, time) that are no padding."""
+    return ~make_pad_mask(lengths, maxlen=of.shape[1]).to(of.device)
 
 
 def total(parts: dict[str, Tensor], divergence: float) -> Tensor:

@@ -77,14 +77,16 @@ SHAPES = {
     ),
 }  # fmt: skip
 ESPNET = "espnet"
-OURS = {  # name -> keys of decoder_conf
-    "mha": {},
-    "mla 64": {
-        "self_attention_layer_type": "mla",
-        "self_attention_conf": {"kv_lora_rank": 64},
-        "src_attention_layer_type": "mla",
-        "src_attention_conf": {"kv_lora_rank": 64},
-    },
+MLA = {
+    "self_attention_layer_type": "mla",
+    "self_attention_conf": {"kv_lora_rank": 64},
+    "src_attention_layer_type": "mla",
+    "src_attention_conf": {"kv_lora_rank": 64},
+}
+OURS = {  # name -> keys of decoder_conf, and in what the caches are kept
+    "mha": ({}, None),
+    "mla 64": (MLA, None),
+    "mla 64 int8": (MLA, "int8"),
 }
 NBEST = 5
 CLOSE, ROUNDING = 1e-4, 4 * torch.finfo(torch.float32).eps  # absolute, and of scores that float32 has no such steps for
@@ -110,10 +112,12 @@ def subject(shape: Shape, name: str, beam: int, device: str):
     torch.manual_seed(0)
     ctc = CTC(shape.vocabulary, shape.d_model).eval()
     torch.nn.init.normal_(ctc.ctc_lo.weight, std=0.3)  # frames that differ, as a trained layer's do
-    decoder_class, conf = (EspnetDecoder, {}) if name == ESPNET else (TransformerDecoder, OURS[name])
+    decoder_class = EspnetDecoder if name == ESPNET else TransformerDecoder
+    conf, cache_dtype = OURS.get(name, ({}, None))
     torch.manual_seed(1)
     sizes = {"num_blocks": BLOCKS, "attention_heads": shape.heads}
     decoder = decoder_class(shape.vocabulary, shape.d_model, **sizes, **conf).eval()
+    decoder.cache_dtype = cache_dtype
     last = shape.vocabulary - 1
     scorer_class = PrefixScorer.__mro__[1] if name == ESPNET else PrefixScorer
     scorers = {

@@ -2,6 +2,7 @@
 costs in words.
 
     python benchmarks/streaming.py speed                 # 12 blocks of 256, chunks of 16 frames (640 ms), 8 before them
+    python benchmarks/streaming.py types                 # the same with caches of every type
     python benchmarks/streaming.py wer EXPERIMENT ...    # trained on the mini corpus: mini/exp/asr_EXPERIMENT
 
 `speed` measures models with random weights, whose CTC is as undecided as can be, so that the search has as much to do
@@ -32,7 +33,7 @@ from measuring import build
 from rapidfuzz.distance import Levenshtein
 
 import espnet_mla
-from espnet_mla.attention import Chunks
+from espnet_mla.attention import CACHE_TYPES, Chunks
 from espnet_mla.models.latency import latency
 
 CHUNK = 16  # frames
@@ -102,6 +103,33 @@ def caches(models: dict[str, object]) -> None:
         attention, convolution = state.attention_nbytes, state.convolution_nbytes
         both = attention + convolution
         print(f"| {name} | {attention:,} B | {convolution:,} B | {both:,} B | {10**9 // both:,} |", flush=True)
+
+
+def types() -> None:
+    """The table of what a stream keeps and of the time of a chunk, by the type of its caches."""
+    with tempfile.TemporaryDirectory() as scratch:
+        models = {
+            "mha": loaded(Path(scratch), "conformer_mha_streaming"),
+            "mla 64": loaded(Path(scratch), "conformer_mla_streaming"),
+            "mla 32": loaded(
+                Path(scratch), "conformer_mla_streaming", "--encoder_conf", "attention_conf.kv_lora_rank=32"
+            ),
+        }
+        recognisers = {
+            (name, cache_dtype): recogniser_of(model, 0.2, cache_dtype=cache_dtype)
+            for name, model in models.items()
+            for cache_dtype in CACHE_TYPES
+        }
+        taken = by_turns({key: run for key, (_, run) in recognisers.items()}, 100)
+    print("\n| attention | cache | of the attentions | of the convolutions | of both | streams per GB | a chunk |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for (name, cache_dtype), (recogniser, _) in recognisers.items():
+        state, seconds = recogniser.stream.state, taken[name, cache_dtype]
+        attention, convolution = state.attention_nbytes, state.convolution_nbytes
+        both = attention + convolution
+        ratio = "" if cache_dtype == "float32" else f" ({seconds / taken[name, 'float32']:.2f})"
+        cells = [f"{attention:,} B", f"{convolution:,} B", f"{both:,} B", f"{10**9 // both:,}"]
+        print(f"| {' | '.join([name, cache_dtype, *cells])} | {1000 * seconds:.1f} ms{ratio} |")
 
 
 def held(model: object, numbers: Sequence[int] = STREAMS, turns: int = 30, warm: int = 10) -> None:
@@ -273,6 +301,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("speed")
+    commands.add_parser("types")
     of = commands.add_parser("wer")
     of.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="as conformer_mla_streaming_raw_en_bpe60")
     of.add_argument("--chunk_size", nargs="+", type=int, default=[-1, 32, 16, 8], help="(default: -1 32 16 8)")
@@ -281,6 +310,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == "speed":
         speed()
+    elif options.command == "types":
+        types()
     else:
         wer(options.recipe.resolve(), options.experiments, options.sets, options.chunk_size)
 

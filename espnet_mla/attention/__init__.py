@@ -6,6 +6,7 @@ from typing import Any
 
 from espnet_mla.attention.base import POSITIONS, Attention
 from espnet_mla.attention.cache import Cache, FrameCache, RunningState
+from espnet_mla.attention.cache_types import CACHE_TYPES
 from espnet_mla.attention.chunks import ALL, Chunks
 from espnet_mla.attention.context import AttentionContext, attention_context, using_context
 from espnet_mla.attention.gqa import GQA, MHA
@@ -107,6 +108,7 @@ def build_attentions(kind: str, conf: dict, layers: int, *, key: str = "attentio
 __all__ = [
     "ALL",
     "ATTENTIONS",
+    "CACHE_TYPES",
     "POSITIONS",
     "Attention",
     "AttentionContext",

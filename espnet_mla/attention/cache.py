@@ -11,6 +11,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from espnet_mla.attention.cache_types import FLOATS, Stored
 from espnet_mla.attention.positions import rotate_back
 
 
@@ -19,11 +20,14 @@ class FrameCache:
     """Tensors with one entry a frame, whose first axis is the batch and whose last but one is time.
 
     Args:
-        tensors: for `mha` and `gqa` keys and values, both (batch, num_kv_heads, time, d_head); for `mla` the latents
-            (batch, time, kv_lora_rank) and, with rope, the shared key (batch, time, qk_rope_head_dim).
+        tensors: what is kept of those that attentions attend to. These are for `mha` and `gqa` keys and values, both
+            (batch, num_kv_heads, time, d_head); for `mla` the latents (batch, time, kv_lora_rank) and, with rope, the
+            shared key (batch, time, qk_rope_head_dim).
+        stored: in what they are kept; None for as they are.
     """
 
     tensors: tuple[Tensor, ...]
+    stored: Stored | None = None
 
     def __len__(self) -> int:
         """The number of frames held."""
@@ -34,23 +38,52 @@ class FrameCache:
         """The size of the batch."""
         return len(self.tensors[0])
 
+    def values(self) -> tuple[Tensor, ...]:
+        """The tensors that attentions attend to."""
+        return self.tensors if self.stored is None else self.stored.load(self.tensors)
+
+    def stored_as(self, cache_dtype: str | None) -> "FrameCache":
+        """The cache, kept in one of `CACHE_TYPES`; itself where that is None.
+
+        Raises:
+            ValueError: it is kept in another one.
+        """
+        if self.stored is None and cache_dtype is not None:
+            stored = Stored.of(self.tensors, cache_dtype)
+            return FrameCache(stored.store(self.tensors), stored)
+        if self.stored is not None and self.stored.name != cache_dtype:
+            raise ValueError(f"cache_dtype: {cache_dtype}: this cache is kept in {_name(self)}")
+        return self
+
     def append(self, other: "FrameCache") -> "FrameCache":
-        """The frames of `self`, then those of `other`."""
-        return FrameCache(tuple(torch.cat(pair, dim=-2) for pair in zip(self.tensors, other.tensors, strict=True)))
+        """The frames of `self`, then those of `other`, which are kept as those of `self`."""
+        new = other.tensors
+        if self.stored is not None and other.stored is None:
+            new = self.stored.store(new)
+        elif other.stored != self.stored:
+            raise ValueError(f"cache_dtype: {_name(other)}: this cache is kept in {_name(self)}")
+        return FrameCache(tuple(torch.cat(pair, dim=-2) for pair in zip(self.tensors, new, strict=True)), self.stored)
 
     def select(self, rows: Tensor) -> "FrameCache":
         """The rows (int64, one axis) of the batch, in that order; a row may come several times."""
-        return FrameCache(tuple(tensor.index_select(0, rows) for tensor in self.tensors))
+        return FrameCache(tuple(tensor.index_select(0, rows) for tensor in self.tensors), self.stored)
 
     @staticmethod
     def join(caches: Sequence["FrameCache"]) -> "FrameCache":
-        """The rows of all of them, with zeros before the frames of those that have fewer."""
-        time = max(map(len, caches))
+        """The rows of all of them, with zeros before the frames of those that have fewer.
+
+        Raises:
+            ValueError: they are not kept in the same.
+        """
+        time, first = max(map(len, caches)), caches[0]
+        if other := next((cache for cache in caches if cache.stored != first.stored), None):
+            raise ValueError(f"caches of one batch must be kept in the same, not in {first.stored} and {other.stored}")
         return FrameCache(
             tuple(
                 torch.cat([nn.functional.pad(tensor, (0, 0, time - tensor.shape[-2], 0)) for tensor in tensors])
                 for tensors in zip(*(cache.tensors for cache in caches), strict=True)
-            )
+            ),
+            first.stored,
         )
 
     def keep_last(self, frames: int) -> "FrameCache":
@@ -58,17 +91,21 @@ class FrameCache:
         if len(self) <= frames:
             return self
         start = len(self) - frames
-        return FrameCache(tuple(tensor.narrow(-2, start, frames).clone() for tensor in self.tensors))
+        return FrameCache(tuple(tensor.narrow(-2, start, frames).clone() for tensor in self.tensors), self.stored)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole cache."""
+        """Bytes of the whole cache, scales included."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
     def nbytes_per_frame(self) -> int:
-        """Bytes for one frame of one utterance."""
+        """Bytes for one frame of one utterance, scales included."""
         return sum(tensor.shape[1:-2].numel() * tensor.shape[-1] * tensor.element_size() for tensor in self.tensors)
+
+
+def _name(cache: FrameCache) -> str:
+    return cache.stored.name if cache.stored else "what was computed"
 
 
 @dataclass(frozen=True)
@@ -83,12 +120,14 @@ class RunningState:
         denominator: sum of phi(k), (batch, heads, d_head).
         frames: how many frames `numerator` spans, padding included.
         rotated: whether the keys in `numerator` carry rotary positions.
+        dtype: that the sums are computed in, where `numerator` is kept in another; None for that it is kept in.
     """
 
     numerator: Tensor
     denominator: Tensor
     frames: int
     rotated: bool
+    dtype: torch.dtype | None = None
 
     def __len__(self) -> int:
         """The number of frames summed."""
@@ -99,18 +138,52 @@ class RunningState:
         """The size of the batch."""
         return len(self.numerator)
 
+    def values(self) -> tuple[Tensor, Tensor]:
+        """Numerator and denominator, to compute with."""
+        return self.numerator.to(self.dtype or self.numerator.dtype), self.denominator
+
+    def stored_as(self, cache_dtype: str | None) -> "RunningState":
+        """The state, its numerator kept in float32 or bfloat16; itself where that is None.
+
+        Raises:
+            ValueError: it is to be kept in codes, in which a sum can't grow, or is kept in something else.
+        """
+        if cache_dtype is None and self.dtype is None:
+            return self
+        if cache_dtype not in FLOATS:
+            raise ValueError(
+                f"cache_dtype: {cache_dtype}: linear attention keeps running sums, in {' or '.join(FLOATS)}"
+            )
+        kept, dtype = FLOATS[cache_dtype], self.dtype or self.numerator.dtype
+        if self.dtype is not None and self.numerator.dtype != kept:
+            raise ValueError(f"cache_dtype: {cache_dtype}: this state is kept in {self.numerator.dtype}")
+        return replace(self, numerator=self.numerator.to(kept), dtype=dtype)
+
     def append(self, other: "RunningState") -> "RunningState":
-        """The sums over the frames of `self`, then those of `other`."""
-        past = self.numerator
+        """The sums over the frames of `self`, then those of `other`, kept as those of `self`."""
+        (past, total), (new, new_total) = self.values(), other.values()
         if self.rotated:
             # d_key is the axis that turns, so it has to be the last one.
             past = rotate_back(past.transpose(-1, -2), len(other)).transpose(-1, -2)
         return replace(
             self,
-            numerator=past + other.numerator,
-            denominator=self.denominator + other.denominator,
+            numerator=self._rounded(past + new),
+            denominator=total + new_total,
             frames=self.frames + other.frames,
         )
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        """Sums (batch, ...) in the type that the numerator is kept in.
+
+        In bfloat16 they are rounded up or down by chance, in proportion: rounded to the nearest, a sum of 256 equal
+        terms and more would not grow any further. So errors of single numbers grow with the root of the number of
+        steps, but their mean is 0. The chance is the same in every row and run.
+        """
+        if self.numerator.dtype is not torch.bfloat16 or x.dtype is torch.bfloat16:
+            return x.to(self.numerator.dtype)
+        chance = torch.Generator(x.device).manual_seed(self.frames)
+        low = torch.randint(1 << 16, x.shape[1:], generator=chance, device=x.device, dtype=torch.int32)
+        return ((x.float().view(torch.int32) + low) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
 
     def select(self, rows: Tensor) -> "RunningState":
         """The rows (int64, one axis) of the batch, in that order; a row may come several times."""
@@ -150,6 +223,10 @@ class Cache(Protocol):
 
     @property
     def rows(self) -> int: ...
+
+    def values(self) -> tuple[Tensor, ...]: ...
+
+    def stored_as(self, cache_dtype: str | None) -> Self: ...
 
     def append(self, other: Self) -> Self: ...
 

@@ -56,7 +56,7 @@ class GQA(SoftmaxAttention):
         *,
         self_attention: bool = False,
     ) -> Tensor:
-        k, v = kv.tensors
+        k, v = kv.values()
         q = self._heads(self.linear_q(query))
         if self.position == "rope":
             q, k = rotate(q), rotate(k)

@@ -72,11 +72,12 @@ class Linear(Attention):
         """As in `Attention`; `mask` was spent when the state was made."""
         q = feature_map(full_precision(self._heads(self.linear_q(query))))
         with torch.autocast(query.device.type, enabled=False):
-            total = (q * kv.denominator.unsqueeze(-2)).sum(dim=-1, keepdim=True)  # (b, h, t_q, 1)
+            numerator, denominator = kv.values()
+            total = (q * denominator.unsqueeze(-2)).sum(dim=-1, keepdim=True)  # (b, h, t_q, 1)
             if kv.rotated:
                 q = rotate(q)
             # An utterance without a real frame has a total of 0, and gets zeros.
-            out = (q @ kv.numerator) / total.masked_fill(total == 0, 1)
+            out = (q @ numerator) / total.masked_fill(total == 0, 1)
         return self.linear_out(self.dropout(out).to(query.dtype).transpose(1, 2).flatten(-2))
 
     def attend_in_chunks(

@@ -133,7 +133,7 @@ class MLA(SoftmaxAttention):
         *,
         self_attention: bool = False,
     ) -> Tensor:
-        latent = kv.tensors[0]
+        latent, *rotary = kv.values()
         time_q, time_k = query.shape[1], latent.shape[1]
         if self.q_lora_rank:
             query = self.linear_q_down(query)
@@ -141,7 +141,7 @@ class MLA(SoftmaxAttention):
         k_rope = None
         if self.position == "rope":
             q, q_rope = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), dim=-1)
-            q_rope, k_rope = rotate(q_rope, self._rates), rotate(kv.tensors[1].unsqueeze(1), self._rates)
+            q_rope, k_rope = rotate(q_rope, self._rates), rotate(rotary[0].unsqueeze(1), self._rates)
             q = torch.cat((q, q_rope), dim=-1)
         # A quantised layer has no weight that could be absorbed.
         plain = isinstance(self.linear_k_up.weight, Tensor) and isinstance(self.linear_v_up.weight, Tensor)

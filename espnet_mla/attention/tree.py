@@ -23,11 +23,13 @@ class TokenTree:
         caches: of each layer, a row for each utterance. The first `filled` of its frames are tokens, in the order in
             which they came; after them there is room.
         filled: how many.
+        cache_dtype: in what they are kept, see `CACHE_TYPES`; None for as they are.
     """
 
-    def __init__(self, caches: list[FrameCache] | None = None, filled: int = 0):
+    def __init__(self, caches: list[FrameCache] | None = None, filled: int = 0, cache_dtype: str | None = None):
         self.caches = caches or []
         self.filled = filled
+        self.cache_dtype = cache_dtype
 
     def __bool__(self) -> bool:
         """Whether it holds anything."""
@@ -59,11 +61,14 @@ class TokenTree:
         kept = held.shape[-1] if few else int(reached.sum(-1).max())
         index = reached.int().argsort(dim=-1, descending=True, stable=True)[:, :kept]  # in the order of before
         room = 0 if self._learning() else max(kept, ROOM * new)
-        caches = [FrameCache(tuple(_taken(x, index, room) for x in cache.tensors)) for cache in self.caches]
-        return TokenTree(caches, kept), held.take_along_dim(index.unsqueeze(1), dim=-1)
+        caches = [
+            FrameCache(tuple(_taken(x, index, room) for x in cache.tensors), cache.stored) for cache in self.caches
+        ]
+        return TokenTree(caches, kept, self.cache_dtype), held.take_along_dim(index.unsqueeze(1), dim=-1)
 
     def append(self, layer: int, new: FrameCache) -> FrameCache:
         """Append the newest tokens of a layer, (utterances, new); all its tokens, with these."""
+        new = new.stored_as(self.cache_dtype)
         if layer == len(self.caches):
             self.caches.append(new)
             return new
@@ -107,7 +112,7 @@ class Past:
 
 
 def _first(cache: FrameCache, frames: int) -> FrameCache:
-    return FrameCache(tuple(x[..., :frames, :] for x in cache.tensors))
+    return FrameCache(tuple(x[..., :frames, :] for x in cache.tensors), cache.stored)
 
 
 def _taken(x: Tensor, index: Tensor, room: int) -> Tensor:

@@ -30,6 +30,7 @@ def measure(
     dtype: str,
     decoding: dict,
     prompt: Prompt = DEFAULT_PROMPT,
+    cache_dtype: str | None = None,
 ) -> dict:
     """The figures of a model, in JSON's types.
 
@@ -42,6 +43,7 @@ def measure(
         device, dtype: PyTorch's names.
         decoding: options of ESPnet's recogniser.
         prompt: for a model that takes one.
+        cache_dtype: in what caches are kept; None for as they are computed.
 
     Raises:
         UserError: the model or the speech can't be read, or the device or the memory is not available.
@@ -50,6 +52,8 @@ def measure(
     trained = training.figures(source.config_file.parent) if not source.packed else None
     scored = scores.figures(source.config_file.parent, source.model_file) if not source.packed else {}
     model, _ = source.load()
+    if cache_dtype:
+        caches.set_cache_dtype(model, cache_dtype)
     speech = [samples for _, samples in choose(wav_scp, utterances, source.fs)] if wav_scp else []
     with _naming_options(device, dtype):
         like = torch.zeros(0, device=device, dtype=getattr(torch, dtype))
@@ -58,6 +62,7 @@ def measure(
         audio = speech or [_noise(source.fs * 10).to(like)]
         of_model = figures.model_figures(model, source.fs, [source.heard(samples) for samples in speech], prompt)
         measured = {"model": identity.figures(source, name), **of_model}
+    measured["measured_with"] |= {"cache_dtype": cache_dtype} if cache_dtype else {}
     measured["measured_with"]["speech"] = str(wav_scp) if wav_scp else "noise"
     measured["cache"], measured["encoder"] = {}, {}
     for seconds in lengths:
@@ -71,11 +76,11 @@ def measure(
     if speech:
         log(f"Decoding {len(speech)} utterances")
         with _naming_options(device, dtype):
-            measured["decoding"] = _decoding(source, speech, device, dtype, decoding)
+            measured["decoding"] = _decoding(source, speech, device, dtype, decoding, cache_dtype)
     if source.task is tasks.ASR and getattr(model.encoder, "streaming", None):
         log("Streaming")
         with _naming_options(device, dtype):
-            measured["streaming"] = stream_figures(source, audio, device, dtype)
+            measured["streaming"] = stream_figures(source, audio, device, dtype, cache_dtype)
     del model
     if memory.measurable(device):
         log("Measuring memory, in a process for each length")
@@ -83,18 +88,24 @@ def measure(
     return measured | {"training": trained, "scores": scored}
 
 
-def _decoding(source: Source, speech: list[Tensor], device: str, dtype: str, options: dict) -> dict:
+def _decoding(
+    source: Source, speech: list[Tensor], device: str, dtype: str, options: dict, cache_dtype: str | None
+) -> dict:
     speech2text = source.speech2text(device=device, dtype=dtype, **options)
+    if cache_dtype:
+        caches.set_cache_dtype(source.task.model_of(speech2text), cache_dtype)
     seconds = sum(map(len, speech)) / source.fs
     speed.decode(speech2text, speech[:1])
     timed = speed.measure_time(lambda: speed.decode(speech2text, speech), device, seconds)
     return {**timed, "utterances": len(speech), "options": dict(sorted((defaults_of(source.task) | options).items()))}
 
 
-def stream_figures(source: Source, speech: list[Tensor], device: str, dtype: str) -> dict | None:
+def stream_figures(
+    source: Source, speech: list[Tensor], device: str, dtype: str, cache_dtype: str | None = None
+) -> dict | None:
     """What a stream costs, as `streaming.figures`; None, and a line in the log, where the model can't be streamed."""
     try:
-        return streaming.figures(source.speech2text(device=device, dtype=dtype), speech, device)
+        return streaming.figures(source.speech2text(device=device, dtype=dtype), speech, device, cache_dtype)
     except ValueError as error:
         log(f"The model can't be streamed: {error}")
         return None

@@ -73,6 +73,7 @@ def _profile(options: argparse.Namespace) -> None:
         prompt=model_options.prompt_of(options, source.task),
         device=options.device,
         dtype=options.dtype,
+        cache_dtype=options.cache_dtype,
         decoding=_decoding(options, source),
     )
     figures.write(folder, measured)
@@ -153,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     computing = parser.add_argument_group("computing and decoding")
     computing.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     computing.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: %(default)s)")
+    model_options.add_cache_dtype(computing)
     model_options.add_prompt(computing)
     computing.add_argument("--inference_config", metavar="FILE", help="decoding options, such as conf/decode_asr.yaml")
     for name, (kind, meaning) in DECODING.items():

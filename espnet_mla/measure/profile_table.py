@@ -23,6 +23,8 @@ def table(content: Mapping) -> str:
     attentions = ", ".join(
         f"{part.replace('_', ' ')} {cache['attention']}" for part, cache in content["kv_cache"].items()
     )
+    if cache_dtype := content["measured_with"].get("cache_dtype"):
+        attentions += f"; caches in {cache_dtype}"
     lines = [f"{model['name']}: {model['encoder']}, {model['file']}; attention: {attentions or 'without a cache'}"]
     for heading, group in groupby((one for one in figures if one.seconds is None), key=lambda one: one.table):
         lines.append(heading)

@@ -19,7 +19,9 @@ CHUNKS = 50  # of speech, which is repeated
 WARM_UP_SECONDS = 30.0  # of a stream before it is measured, where its left context is unbounded
 
 
-def figures(speech2text: "Speech2Text", speech: Sequence[Tensor], device: str) -> dict | None:
+def figures(
+    speech2text: "Speech2Text", speech: Sequence[Tensor], device: str, cache_dtype: str | None = None
+) -> dict | None:
     """In JSON's types; None where the configuration's chunks are whole utterances.
 
     The utterances are streamed one after the other, and again, until the caches are full; then chunks are timed:
@@ -29,11 +31,12 @@ def figures(speech2text: "Speech2Text", speech: Sequence[Tensor], device: str) -
         speech2text: of a model with `encoder_conf: streaming`.
         speech: utterances (time,).
         device: PyTorch's name of where the model computes.
+        cache_dtype: in what caches are kept; None for as they are computed.
 
     Raises:
         ValueError: another part of the model needs the whole utterance.
     """
-    recogniser = StreamingSpeech2Text(speech2text, rescoring=False)
+    recogniser = StreamingSpeech2Text(speech2text, rescoring=False, cache_dtype=cache_dtype)
     model, chunks = recogniser.pool.model, recogniser.pool.model.chunks
     if chunks.size == ALL:
         return None

@@ -83,7 +83,9 @@ def environment(comparison: Comparison) -> list[str]:
             versions = ", ".join(f"{name} {version}" for name, version in section(measured, "versions").items())
             gpu = f", {measured['device']}" if measured.get("device") not in (None, "cpu") else ""
             line = f"{measured.get('date')}: {measured.get('machine')}, {measured.get('cores')} cores, "
-            line += f"{measured.get('threads')} threads{gpu}, {measured.get('dtype')}; {versions}"
+            line += f"{measured.get('threads')} threads{gpu}, {measured.get('dtype')}"
+            line += f", caches in {measured['cache_dtype']}" if measured.get("cache_dtype") else ""
+            line += f"; {versions}"
             if measured:
                 lines.setdefault(line, []).append(one.name)
     total = sum(len(row.members) for row in comparison.rows)

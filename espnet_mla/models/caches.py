@@ -12,9 +12,46 @@ from espnet2.legacy.nets.pytorch_backend.transformer.attention import (
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
 
-from espnet_mla.attention import Attention, Cache, FrameCache
+from espnet_mla.attention import CACHE_TYPES, Attention, Cache, FrameCache
+from espnet_mla.common.errors import UsageError
 from espnet_mla.models.decoder import CachedMultiHeadedAttention, TransformerDecoder
 from espnet_mla.models.encoding import DEFAULT_PROMPT, Prompt, inputs_of
+
+
+def set_cache_dtype(model: AbsESPnetModel, cache_dtype: str) -> None:
+    """Have a model keep its caches, those of streams and of decoding, in one of `espnet_mla.attention.CACHE_TYPES`.
+
+    Args:
+        model: of any task.
+        cache_dtype: the type.
+
+    Raises:
+        UsageError: there is no such type, or nothing in the model keeps a cache.
+    """
+    check_cache_type(cache_dtype)
+    keeping = [
+        module
+        for module in model.modules()
+        if isinstance(module, TransformerDecoder) or getattr(module, "streaming", None) is not None
+    ]
+    if not keeping:
+        raise UsageError(
+            f"cache_dtype: {cache_dtype}: this model keeps no cache: it has no encoder with `streaming`, and no "
+            "Transformer decoder"
+        )
+    for module in keeping:
+        module.cache_dtype = cache_dtype
+
+
+def check_cache_type(cache_dtype: str) -> None:
+    """See that it is one of `espnet_mla.attention.CACHE_TYPES`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if cache_dtype not in CACHE_TYPES:
+        raise UsageError(f"cache_dtype: {cache_dtype!r}: valid are {', '.join(CACHE_TYPES)}")
+
 
 TOKENS = 10  # that the decoder is given
 
@@ -77,8 +114,11 @@ def fill_caches(model: AbsESPnetModel, encode: Callable[[], tuple]) -> dict[str,
     compute, which they would have to keep. Parts without a cache (a decoder without attention) are left out.
 
     Args:
-        model: whose caches they are.
+        model: whose caches they are, kept as `set_cache_dtype` has said.
         encode: of `encoder_of`, for the utterance.
+
+    Raises:
+        UsageError: linear attention is to keep its sums in codes.
     """
     inputs: dict[str, Tensor] = {}
 
@@ -102,7 +142,11 @@ def fill_caches(model: AbsESPnetModel, encode: Callable[[], tuple]) -> dict[str,
             handle.remove()
     reports = {}
     if inputs:
-        filled = [cache_of(attentions[name], inputs[name]) for name in attentions]
+        cache_dtype = getattr(model.encoder, "cache_dtype", None)
+        try:
+            filled = [cache_of(attentions[name], inputs[name]).stored_as(cache_dtype) for name in attentions]
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         reports["encoder"] = CacheReport("encoder", _choice(attentions[next(iter(inputs))]), filled)
     if isinstance(decoder := getattr(model, "decoder", None), TransformerDecoder):
         reports |= _decoder(decoder, encoded[0], model.sos)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from espnet_mla.attention import Attention, Cache, CachedPosition, Chunks, attention_context
+from espnet_mla.attention import Attention, Cache, CachedPosition, Chunks, FrameCache, attention_context
 
 
 class MaskedChunks:
@@ -71,21 +71,23 @@ class StreamState:
     Args:
         chunks: of all rows.
         attention: name of each attention's module -> its cache of earlier frames.
-        convolution: name of each convolution's module -> its last input frames, (rows, channels, half its kernel).
+        convolution: name of each convolution's module -> its last input frames, (rows, half its kernel, channels).
         features: for each row, those that wait for the rest of their chunk, (frames, features). The chunk before has
             seen the first few of them.
         frames: for each row, how many frames have been encoded.
         ended: for each row, whether its last features have arrived.
         past: frames that the attentions' caches hold: those of the row with most; a row with fewer has them at the end.
+        cache_dtype: in what the caches are kept, see `espnet_mla.attention.CACHE_TYPES`; None for as they are computed.
     """
 
     chunks: Chunks
     attention: dict[str, Cache]
-    convolution: dict[str, Tensor]
+    convolution: dict[str, FrameCache]
     features: list[Tensor]
     frames: list[int]
     ended: list[bool]
     past: int = 0
+    cache_dtype: str | None = None
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -118,11 +120,12 @@ class StreamState:
         return StreamState(
             self.chunks,
             attention={name: cache.select(index).keep_last(past) for name, cache in self.attention.items()},
-            convolution={name: frames.index_select(0, index) for name, frames in self.convolution.items()},
+            convolution={name: frames.select(index) for name, frames in self.convolution.items()},
             features=[self.features[row] for row in rows],
             frames=[self.frames[row] for row in rows],
             ended=[self.ended[row] for row in rows],
             past=past,
+            cache_dtype=self.cache_dtype,
         )
 
     @staticmethod
@@ -130,7 +133,7 @@ class StreamState:
         """The rows of all of them as one state. Updating it leaves `streams` as they are.
 
         Raises:
-            ValueError: their chunks differ.
+            ValueError: their chunks or the types of their caches differ.
         """
         first = streams[0]
         if len(streams) == 1:
@@ -146,6 +149,11 @@ class StreamState:
             raise ValueError(
                 f"streams of one batch must have the same chunks, but here are {first.chunks} and {other.chunks}"
             )
+        if other := next((stream for stream in streams if stream.cache_dtype != first.cache_dtype), None):
+            raise ValueError(
+                f"streams of one batch must have the same cache_dtype, but here are {first.cache_dtype} and "
+                f"{other.cache_dtype}"
+            )
         return StreamState(
             first.chunks,
             attention={
@@ -153,12 +161,13 @@ class StreamState:
                 for name, cache in first.attention.items()
             },
             convolution={
-                name: torch.cat([stream.convolution[name] for stream in streams]) for name in first.convolution
+                name: FrameCache.join([stream.convolution[name] for stream in streams]) for name in first.convolution
             },
             features=[features for stream in streams for features in stream.features],
             frames=[frames for stream in streams for frames in stream.frames],
             ended=[ended for stream in streams for ended in stream.ended],
             past=max(stream.past for stream in streams),
+            cache_dtype=first.cache_dtype,
         )
 
 
@@ -187,7 +196,7 @@ class ChunkStep:
         self.position, self.window = position, stream.chunks.window
         self._before, self._names = stream, names
         self.attention: dict[str, Cache] = {}
-        self.convolution: dict[str, Tensor] = {}
+        self.convolution: dict[str, FrameCache] = {}
         past, time = stream.past, max(lengths)
         visible = [min(frames, past) for frames in stream.frames]
         new = torch.arange(time, device=device) < torch.tensor(lengths, device=device).unsqueeze(-1)
@@ -206,6 +215,10 @@ class ChunkStep:
     def convolve(self, conv: ChunkConv1d, x: Tensor) -> Tensor:
         """The chunk with the cached frames before it, and with zeros after it."""
         name = self._names[conv]
-        x = torch.cat((self._before.convolution[name], x), dim=-1)
-        self.convolution[name] = x[..., x.shape[-1] - conv.reach :].clone()
+        before, new = self._before.convolution[name], x[..., -conv.reach :].transpose(1, 2)
+        if new.shape[1] == conv.reach:  # nothing stays of those before
+            self.convolution[name] = FrameCache((new.clone(),)).stored_as(self._before.cache_dtype)
+        else:
+            self.convolution[name] = before.append(FrameCache((new,))).keep_last(conv.reach)
+        x = torch.cat((before.values()[0].transpose(1, 2), x), dim=-1)
         return conv.convolve_valid(nn.functional.pad(x, (0, conv.kernel_size[0] - 1 - conv.reach)))

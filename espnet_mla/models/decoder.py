@@ -80,7 +80,7 @@ class CachedMultiHeadedAttention(MultiHeadedAttention):
     def attend(self, query: Tensor, kv: FrameCache, position: None, mask: Tensor | None) -> Tensor:
         """As `espnet_mla.attention.Attention.attend`."""
         q = self.q_norm(self._heads(self.linear_q(query)))
-        k, v = kv.tensors
+        k, v = kv.values()
         out = softmax_attention(q, k, v, None, mask, 1 / math.sqrt(self.d_k), 0.0, self_attention=False)
         return self.linear_out(out.transpose(1, 2).flatten(-2))
 
@@ -116,6 +116,8 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         conf = dict(given.arguments)
         new = {key: conf.pop(key) for key in self._new}
         super().__init__(**conf)
+        self.cache_dtype: str | None = None
+        """In what the caches are kept, see `espnet_mla.attention.CACHE_TYPES`; None for as they are computed."""
         self.cache_bytes = CacheBytes()
         """The largest caches since the last call of `init_state` or `batch_init_state`."""
         for part, slot in (("self", "self_attn"), ("src", "src_attn")):
@@ -148,7 +150,7 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         if x.dim() == 2:
             x = x.unsqueeze(0)
         self.cache_bytes = CacheBytes()
-        return DecodingState(self._source(x), x, TokenTree(), _none_held(len(x), x))
+        return DecodingState(self._source(x), x, self._tree(), _none_held(len(x), x))
 
     init_state = batch_init_state
 
@@ -231,7 +233,7 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         elif all(other.tokens is known[0].tokens and other.length == known[0].length for other in known):
             state = replace(known[0], held=torch.cat([other.held for other in known]))
         else:  # one went another way: all tokens are computed again
-            state = replace(known[0], tokens=TokenTree())
+            state = replace(known[0], tokens=self._tree())
         encoded = xs[:: len(xs) // len(state.encoded)]
         if _view(encoded) == _view(state.encoded):
             return state
@@ -240,13 +242,16 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         return replace(state, encoded=encoded)  # that of the next step can be told to be the same without a comparison
 
     def _source(self, x: Tensor) -> list[FrameCache]:
-        return [layer.src_attn.project_kv(x) for layer in self.decoders]
+        return [layer.src_attn.project_kv(x).stored_as(self.cache_dtype) for layer in self.decoders]
+
+    def _tree(self) -> TokenTree:
+        return TokenTree(cache_dtype=self.cache_dtype)
 
     def _advance(self, ys: Tensor, state: DecodingState, mask: Tensor | None) -> tuple[Tensor, Tensor, DecodingState]:
         """Log probabilities, hidden state and the next state, after the tokens that `state` does not hold yet."""
         utterances, tree, held, done = state.source[0].rows, state.tokens, state.held, state.length
         if not tree:
-            tree, held, done = TokenTree(), _none_held(len(ys), ys), 0
+            tree, held, done = self._tree(), _none_held(len(ys), ys), 0
         beam = len(ys) // utterances
         held = held.view(utterances, beam, held.shape[-1])
         newest = torch.eye(beam, dtype=torch.bool, device=ys.device).expand(utterances, -1, -1)

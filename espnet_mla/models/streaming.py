@@ -9,7 +9,7 @@ import torch
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
 from torch import Tensor, nn
 
-from espnet_mla.attention import ALL, Attention, CachedPosition, Chunks, using_context
+from espnet_mla.attention import ALL, Attention, Cache, CachedPosition, Chunks, FrameCache, using_context
 from espnet_mla.models.chunked import ChunkConv1d, ChunkStep, MaskedChunks, StreamState
 
 _KEYS = ("chunk_size", "left_chunks", "dynamic_chunk_sizes")
@@ -116,10 +116,12 @@ class StreamingEncoder(AbsEncoder):
     Attributes:
         streaming: of the configuration; None for a full-context encoder.
         chunks: of inference and validation; see `set_chunks`.
+        cache_dtype: in what caches are kept, one of `espnet_mla.attention.CACHE_TYPES`; None for as they are computed.
     """
 
     streaming: Streaming | None = None
     chunks: Chunks
+    cache_dtype: str | None = None
 
     def _configure_streaming(self, conf: Mapping[str, Any]) -> None:
         """Apply `streaming` of the configuration, after ESPnet's constructor.
@@ -185,29 +187,41 @@ class StreamingEncoder(AbsEncoder):
         with using_context(None if chunks.size == ALL else MaskedChunks(chunks)):
             return super().forward(*args, **kwargs)
 
-    def stream(self, chunk_size: int | None = None, left_chunks: int | None = None, rows: int = 1) -> StreamState:
+    def stream(
+        self,
+        chunk_size: int | None = None,
+        left_chunks: int | None = None,
+        rows: int = 1,
+        cache_dtype: str | None = None,
+    ) -> StreamState:
         """The state of new streams.
 
         Args:
             chunk_size, left_chunks: as of `set_chunks`; None for both: those that were set there.
             rows: the number of streams, which are encoded as one batch.
+            cache_dtype: in what the caches are kept, one of `espnet_mla.attention.CACHE_TYPES`; None for the encoder's.
 
         Raises:
-            ValueError: as `set_chunks`.
+            ValueError: as `set_chunks`; or no cache, or not that of linear attention, is kept in `cache_dtype`.
         """
         asked = chunk_size is not None or left_chunks is not None or self.streaming is None
         chunks = self._resolve_chunks(chunk_size, left_chunks) if asked else self.chunks
+        cache_dtype = cache_dtype or self.cache_dtype
         like = next(self.parameters())
         no_frames = like.new_zeros(rows, 0, self.output_size())
-        attention, convolution = {}, {}
+        attention: dict[str, Cache] = {}
+        convolution: dict[str, FrameCache] = {}
         for module, name in self._cached_modules().items():
             if isinstance(module, ChunkConv1d):
-                convolution[name] = like.new_zeros(rows, module.in_channels, module.reach)
+                silence = like.new_zeros(rows, module.reach, module.in_channels)
+                convolution[name] = FrameCache((silence,)).stored_as(cache_dtype)
             else:
                 with torch.no_grad():
-                    attention[name] = module.project_kv(no_frames)
+                    attention[name] = module.project_kv(no_frames).stored_as(cache_dtype)
         features = [like.new_zeros(0, self._input_size) for _ in range(rows)]
-        return StreamState(chunks, attention, convolution, features, [0] * rows, [False] * rows)
+        return StreamState(
+            chunks, attention, convolution, features, [0] * rows, [False] * rows, cache_dtype=cache_dtype
+        )
 
     def forward_chunk(
         self,

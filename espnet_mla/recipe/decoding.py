@@ -19,7 +19,7 @@ from espnet_mla.recipe.layout import Layout, data_type
 from espnet_mla.recipe.training import write_resume_script
 from espnet_mla.trained.decoding import check as check_numbers
 from espnet_mla.trained.decoding import check_for, naming, parse_arguments, read_options
-from espnet_mla.trained.inference import chunk_options
+from espnet_mla.trained.inference import own_options
 
 OUTPUTS = ("token", "token_int", "score", "text", "text_nospecial")
 """What a program writes; only that of speech to text with prompts (OWSM) the last one, a text without symbols."""
@@ -41,7 +41,7 @@ def check(layout: Layout) -> None:
         raise UserError(f"{layout.asr_exp} has a model for {task.title}, which takes text: stage 12 decodes audio")
     path = settings.inference_config
     configured = read_options(Path(path), task) if path else {}
-    _, rest = chunk_options(settings.inference_args.split())
+    _, rest = own_options(settings.inference_args.split())
     given = parse_arguments(rest, "--inference_args", task)
     named = naming(configured, path, given, "--inference_args: --{} {}".format)
     options = {"batch_size": settings.batch_size, **configured, **given}

@@ -17,7 +17,7 @@ from espnet_mla.common.yaml_files import read_mapping
 from espnet_mla.recipe.layout import Layout
 from espnet_mla.trained.archive import unpack
 from espnet_mla.trained.decoding import DECODING, parse_arguments, read_options
-from espnet_mla.trained.inference import chunk_options
+from espnet_mla.trained.inference import own_options
 from espnet_mla.trained.names import VERSION_FILE
 from espnet_mla.trained.tasks import ASR
 
@@ -231,7 +231,7 @@ def _decoding_options(layout: Layout) -> dict[str, object]:
     """What stage 12 gives ESPnet's recogniser in place of its defaults."""
     settings, task = layout.settings, layout.task
     given = read_options(Path(settings.inference_config), task) if settings.inference_config else {}
-    given |= parse_arguments(chunk_options(settings.inference_args.split())[1], "--inference_args", task)
+    given |= parse_arguments(own_options(settings.inference_args.split())[1], "--inference_args", task)
     defaults = inspect.signature(task.recogniser_class()).parameters.values()
     return {p.name: given[p.name] for p in defaults if p.name in given and given[p.name] != p.default}
 

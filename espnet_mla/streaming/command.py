@@ -16,7 +16,7 @@ from espnet_mla.common.units import hertz
 from espnet_mla.streaming import container
 from espnet_mla.trained.audio import read
 from espnet_mla.trained.decoding import FLAG, check
-from espnet_mla.trained.options import device_of
+from espnet_mla.trained.options import add_cache_dtype, device_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     import espnet_mla
 
-    names = ("inference_asr_model", "chunk_size", "left_chunks", "beam_size", "ctc_weight")
+    names = ("inference_asr_model", "chunk_size", "left_chunks", "beam_size", "ctc_weight", "cache_dtype")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     device = device_of(parser, options)
     try:
@@ -229,5 +229,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ctc_weight", type=float, metavar="W", help="weight of CTC in the score of rescoring (default: 0.3)"
     )
+    add_cache_dtype(parser)
     parser.add_argument("--no_rescoring", action="store_true", help="no rescoring by the attention decoder")
     return parser

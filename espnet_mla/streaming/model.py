@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from espnet_mla.attention import Chunks
 from espnet_mla.common.errors import UsageError, UserError
 from espnet_mla.models import features
+from espnet_mla.models.caches import check_cache_type
 from espnet_mla.models.chunked import StreamState
 from espnet_mla.models.features import StreamingFeatures
 from espnet_mla.models.streaming import StreamingEncoder
@@ -41,6 +42,7 @@ class StreamingModel:
         beam_size: hypotheses of the CTC prefix beam search.
         ctc_weight: weight of CTC in the score of a rescored hypothesis, from 0 to 1.
         rescoring: whether the attention decoder rescores the final hypotheses.
+        cache_dtype: in what the caches of streams are kept; None for as the encoder says.
     """
 
     speech2text: "Speech2Text"
@@ -48,6 +50,7 @@ class StreamingModel:
     beam_size: int
     ctc_weight: float
     rescoring: bool
+    cache_dtype: str | None = None
 
     @classmethod
     def load(
@@ -59,6 +62,7 @@ class StreamingModel:
         beam_size: int = 20,
         ctc_weight: float = 0.3,
         rescoring: bool = True,
+        cache_dtype: str | None = None,
         **options: Any,
     ) -> "StreamingModel":
         """Load a model, and check that all of it can be streamed.
@@ -68,6 +72,8 @@ class StreamingModel:
             chunk_size, left_chunks: as of `StreamingEncoder.set_chunks`.
             beam_size, ctc_weight: as of the class.
             rescoring: false for the text of CTC alone, as of models whose decoder can't score a text.
+            cache_dtype: one of `espnet_mla.attention.CACHE_TYPES`, for the caches of attentions and convolutions, and
+                the encoder's output that is kept for rescoring; None for as `from_pretrained` was told.
             options: of `espnet_mla.from_pretrained`, where `model` is a name: device, dtype, ...
 
         Raises:
@@ -75,6 +81,8 @@ class StreamingModel:
             UserError: as `espnet_mla.from_pretrained`.
         """
         check({"beam_size": beam_size, "ctc_weight": ctc_weight})
+        if cache_dtype is not None:
+            check_cache_type(cache_dtype)
         if beam_size > MAX_BEAM_SIZE:
             raise UsageError(f"beam_size: {beam_size}: at most {MAX_BEAM_SIZE} hypotheses can be followed")
         if isinstance(model, str | Path):
@@ -85,8 +93,9 @@ class StreamingModel:
             raise ValueError(f"{', '.join(options)}: not an option of a model that is loaded already")
         asr_model = model.asr_model.eval()
         _check(asr_model)
-        chunks = asr_model.encoder.stream(chunk_size, left_chunks).chunks
-        return cls(model, chunks, beam_size, ctc_weight, rescoring and ctc_weight < 1 and _can_rescore(asr_model))
+        state = asr_model.encoder.stream(chunk_size, left_chunks, cache_dtype=cache_dtype)
+        rescoring = rescoring and ctc_weight < 1 and _can_rescore(asr_model)
+        return cls(model, state.chunks, beam_size, ctc_weight, rescoring, state.cache_dtype)
 
     @property
     def asr_model(self) -> ESPnetASRModel:
@@ -114,7 +123,7 @@ class StreamingModel:
 
     def new_state(self) -> StreamState:
         """The encoder's state of a new stream."""
-        return self.encoder.stream(self.chunks.size, self.chunks.left)
+        return self.encoder.stream(self.chunks.size, self.chunks.left, cache_dtype=self.cache_dtype)
 
     def ctc_log_probs(self, encoder_out: Tensor) -> Tensor:
         """CTC's log probabilities (batch, time, tokens) of (batch, time, d_model), on the CPU."""

@@ -1,10 +1,12 @@
 """Many streams at once: those that have a chunk ready are encoded in one batch."""
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from espnet_mla.common.errors import UserError
 from espnet_mla.common.units import hertz
 from espnet_mla.models.chunked import StreamState
 from espnet_mla.streaming.model import StreamingModel
@@ -30,7 +32,8 @@ class StreamPool:
 
     Args:
         model: ESPnet's Speech2Text, or what `espnet_mla.from_pretrained` takes.
-        options: as of `StreamingModel.load`: chunk_size, left_chunks, beam_size, ctc_weight, rescoring, device, ...
+        options: as of `StreamingModel.load`: chunk_size, left_chunks, beam_size, ctc_weight, rescoring, cache_dtype,
+            device, ...
 
     Raises:
         ValueError, UserError: as `StreamingModel.load`.
@@ -70,6 +73,9 @@ class StreamPool:
         Returns:
             The streams that have a new result; none where no stream has a chunk. Those that have ended are no longer in
             the pool. Should the encoder fail, every stream is where it was.
+
+        Raises:
+            UserError: what a stream has come to is not a number; it is closed.
         """
         self._streams = self.streams
         ready = [stream for stream in self._streams if stream.ready()]
@@ -80,6 +86,11 @@ class StreamPool:
         state = StreamState.join([stream.state for stream in ready])
         encoder_out, lengths = self.model.encoder.encode_chunk(state)
         log_probs = self.model.ctc_log_probs(encoder_out)
+        broken = log_probs.isnan().flatten(1).any(1).tolist()
+        for stream in itertools.compress(ready, broken):
+            stream.close()
+        if any(broken):
+            raise UserError("CTC's posteriors of a stream are not numbers (NaN); it is closed, the others can go on")
         for row, (stream, length) in enumerate(zip(ready, lengths, strict=True)):
             alone = state if len(ready) == 1 else state.select([row])
             stream.update(alone, encoder_out[row, :length], log_probs[row, :length])

@@ -7,7 +7,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from espnet_mla.attention import ALL
+from espnet_mla.attention import ALL, FrameCache
 from espnet_mla.models.chunked import StreamState
 from espnet_mla.streaming.model import StreamingModel
 from espnet_mla.streaming.result import Result
@@ -33,7 +33,7 @@ class Stream:
         self._resampler = soxr.ResampleStream(fs, model.fs, 1, dtype="float32") if fs != model.fs else None
         self._features = model.new_features()
         self._beam = PrefixBeam(model.beam_size, model.asr_model.blank_id)
-        self._encoder_out: list[Tensor] = []  # of all chunks, for rescoring
+        self._encoder_out: list[FrameCache] = []  # of all chunks, for rescoring
         self._finished = self.closed = False
         self.result = self._best_result()
 
@@ -94,7 +94,8 @@ class Stream:
         self.state = state
         self._beam.extend(log_probs)
         if self.model.rescoring and state.frames[0] * self.model.frame_seconds <= MAX_RESCORING_SECONDS:
-            self._encoder_out.append(encoder_out.clone())
+            frames = FrameCache((encoder_out.unsqueeze(0).clone(),))
+            self._encoder_out.append(frames.stored_as(self.model.cache_dtype))
         else:
             self._encoder_out = []
         self.closed = state.ended[0] and not self.model.encoder.ready(state)
@@ -113,7 +114,8 @@ class Stream:
         if self.closed and any(len(frames) for frames in self._encoder_out):
             hypotheses = [(self._beam.hypothesis(prefix).tokens, score) for prefix, score in prefixes]
             try:
-                scores = self.model.rescore(hypotheses, torch.cat(self._encoder_out))
+                encoder_out = torch.cat([frames.values()[0] for frames in self._encoder_out], dim=1)[0]
+                scores = self.model.rescore(hypotheses, encoder_out)
                 prefixes = [(prefix, score) for (prefix, _), score in zip(prefixes, scores, strict=True)]
             except RuntimeError as error:
                 if "memory" not in str(error):

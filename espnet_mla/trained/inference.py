@@ -1,4 +1,4 @@
-"""What ESPnet's decoding programs get besides: strict loading, and --chunk_size and --left_chunks."""
+"""What ESPnet's decoding programs get besides: strict loading, --chunk_size, --left_chunks and --cache_dtype."""
 
 import argparse
 import logging
@@ -19,15 +19,16 @@ CONTEXT = re.compile(r"(?:Inference: |Heard (?:in )?)(chunks of .*|full context|
 
 
 def take_options(arguments: Sequence[str]) -> list[str]:
-    """Take the two options out of a decoding program's arguments, and apply them to the model that it builds.
+    """Take these options out of a decoding program's arguments, and apply them to the model that it builds.
 
-    Without them a streaming model decodes in its configuration's chunks. Either way the log names the chunks. The
-    model's parameters must fit its configuration.
+    Without them a streaming model decodes in its configuration's chunks, with caches as they are computed. Either way
+    the log names the chunks. The model's parameters must fit its configuration.
     """
-    options, rest = chunk_options(arguments)
+    options, rest = own_options(arguments)
 
     from espnet2.tasks.abs_task import AbsTask
 
+    from espnet_mla.models import caches
     from espnet_mla.trained import loading, tasks
 
     def build_model_from_file(cls: type[AbsTask], *paths: Any, **named: Any) -> "tuple[nn.Module, argparse.Namespace]":
@@ -35,25 +36,34 @@ def take_options(arguments: Sequence[str]) -> list[str]:
         if hasattr(model, "encoder"):  # and is no language model
             tasks.check_g2p(vars(args), paths[0] if paths else "the model")
             _set_chunks(model, args, options.chunk_size, options.left_chunks)
+            if options.cache_dtype:
+                caches.set_cache_dtype(model, options.cache_dtype)
+                logging.info(f"Caches: {options.cache_dtype}")
         return model, args
 
     AbsTask.build_model_from_file = classmethod(build_model_from_file)
     return rest
 
 
-def chunk_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """chunk_size and left_chunks, None where they are not given, and the other arguments.
+def own_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """chunk_size, left_chunks and cache_dtype, None where they are not given, and the other arguments.
 
     Raises:
-        UsageError: one is no whole number.
+        UsageError: one has a value that it can't have.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in ("--chunk_size", "--left_chunks"):
         parser.add_argument(name, type=int)
+    parser.add_argument("--cache_dtype")
     try:
-        return parser.parse_known_args(arguments)
+        options, rest = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise UsageError(str(error)) from None
+    if options.cache_dtype is not None:
+        from espnet_mla.models.caches import check_cache_type
+
+        check_cache_type(options.cache_dtype)
+    return options, rest
 
 
 def _set_chunks(model: "nn.Module", args: argparse.Namespace, chunk_size: int | None, left_chunks: int | None) -> None:

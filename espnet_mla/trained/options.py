@@ -50,6 +50,14 @@ def add_prompt(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None
     group.add_argument("--task_sym", metavar="SYMBOL", help="what OWSM is to do (default: asr)")
 
 
+def add_cache_dtype(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """Add --cache_dtype."""
+    group.add_argument(
+        "--cache_dtype", metavar="TYPE",
+        help="in what caches are kept: float32, bfloat16, int8 or int4 (default: as they are computed)",
+    )  # fmt: skip
+
+
 def symbols(options: argparse.Namespace, task: Task) -> dict[str, str]:
     """Those that are given of --lang_sym and --task_sym; `eng` stands for `<eng>`, as in ESPnet's s2t_inference.
 

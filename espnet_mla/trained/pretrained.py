@@ -33,13 +33,19 @@ def from_pretrained(
 
 
 def load(
-    source: str | os.PathLike[str], *, inference_asr_model: str = MODEL_FILE, audio: bool = False, **options: Any
+    source: str | os.PathLike[str],
+    *,
+    inference_asr_model: str = MODEL_FILE,
+    audio: bool = False,
+    cache_dtype: str | None = None,
+    **options: Any,
 ) -> tuple[Task, Any]:
     """As `from_pretrained`, with the model's task, for whom does not decode: whether the model can bear the options is
     not checked.
 
     Args:
         audio: refuse a model that takes anything else besides.
+        cache_dtype: in what caches are kept, those of streams and of decoding.
     """
     given = [name for key in tasks.KEYS if (name := f"inference_{key}_model") in options]
     for name in given:  # of another task, as ESPnet's recipes call it
@@ -57,6 +63,7 @@ def load(
     espnet_mla.register()
     import torch
 
+    from espnet_mla.models.caches import set_cache_dtype
     from espnet_mla.trained.loading import strict_loading
     from espnet_mla.trained.model import check_prompt
 
@@ -78,4 +85,6 @@ def load(
             why = one_line(error)
             raise UserError(f"{source}: ESPnet cannot load the model: {type(error).__name__}: {why}") from error
     check_prompt(task, made)
+    if cache_dtype is not None:
+        set_cache_dtype(task.model_of(made), cache_dtype)
     return task, made

@@ -16,7 +16,7 @@ from espnet_mla.trained.audio import read
 from espnet_mla.trained.decoding import DECODING, FLAG, NUMBERS, check, check_for
 from espnet_mla.trained.locate import locate
 from espnet_mla.trained.names import MODEL_FILE
-from espnet_mla.trained.options import add_prompt, device_of, symbols
+from espnet_mla.trained.options import add_cache_dtype, add_prompt, device_of, symbols
 from espnet_mla.trained.pretrained import load
 from espnet_mla.trained.transcript import Transcriber, Transcript
 
@@ -44,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Transcribe, and return the exit status."""
     parser = _parser()
     options = parser.parse_intermixed_args(arguments)
-    given = {name: getattr(options, name) for name in ("inference_asr_model", *DECODING, *LANGUAGE_MODEL)}
+    given = {
+        name: getattr(options, name) for name in ("inference_asr_model", "cache_dtype", *DECODING, *LANGUAGE_MODEL)
+    }
     try:
         check(given, FLAG)
         _check(options)
@@ -240,6 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--alignment", action="store_true", help="with --text: what was mistaken, word by word")
     add_prompt(parser)
+    add_cache_dtype(parser)
     parser.add_argument("--predict_time", action="store_true", help="of OWSM: segments with their times")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default the GPU where there is one")
     parser.add_argument(

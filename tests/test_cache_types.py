@@ -1,9 +1,7 @@
 """Caches in fewer bytes: codes by their definition, any cache in any type, and what a user sees of it."""
 
 import contextlib
-import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -275,19 +273,3 @@ def test_the_commands_take_it(model, recipe, capsys, monkeypatch):
         with contextlib.suppress(SystemExit):
             assert main(arguments)
         assert "cache_dtype: 'int7': valid are float32, bfloat16, int8, int4" in capsys.readouterr().err
-
-
-def test_profile_measures_the_caches_as_they_are_kept(model, monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(model.parent.parent)
-    Path("wav.scp").write_text("utt speech.flac\n")
-    given = ("--model_tag", str(model), "--seconds", "1", "--beam_size", "1", "--maxlenratio", "0.1", "--wav_scp")
-    found = {}
-    for name in ("float32", "int8"):
-        assert profile.main([*given, "wav.scp", "--cache_dtype", name, "--output_dir", str(tmp_path / name)]) == 0
-        found[name] = json.loads((tmp_path / name / "figures.json").read_text())
-        assert f"caches in {name}" in capsys.readouterr().out
-    rank = found["float32"]["kv_cache"]["encoder"]["bytes_per_frame"] // (2 * 4)  # layers, bytes
-    assert found["int8"]["kv_cache"]["encoder"]["bytes_per_frame"] == 2 * (rank + 2)
-    for part in ("attention", "convolution"):
-        assert found["int8"]["streaming"][f"{part}_bytes"] < found["float32"]["streaming"][f"{part}_bytes"] / 2
-    assert found["int8"]["kv_cache"]["decoder_src"]["bytes_per_frame"] < 160

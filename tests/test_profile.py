@@ -214,6 +214,15 @@ def test_half_precision_is_measured_in_half_the_bytes(folder):
 
 
 @pytest.mark.usefixtures("no_peak_memory")
+def test_caches_are_measured_as_they_are_kept(folder, capsys):
+    assert profiled.profile(folder, "--cache_dtype", "int8") == 0
+    found = read(folder)
+    assert found["kv_cache"]["encoder"]["bytes_per_frame"] == 2 * (experiment.RANK + 2)  # layers; and a scale
+    assert found["cache"]["1"]["encoder"] == found["kv_cache"]["encoder"]["bytes_per_frame"] * 24
+    assert found["measured_with"]["cache_dtype"] == "int8" and "caches in int8" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_peak_memory")
 def test_a_streaming_models_latency_time_and_state_are_measured_too(folder, capsys):
     experiment.add_variant("streaming", streaming={"chunk_size": 4, "left_chunks": 2})
     (folder / "wav.scp").write_text("utt speech.flac\n")

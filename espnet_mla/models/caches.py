@@ -16,6 +16,7 @@ from espnet_mla.attention import CACHE_TYPES, Attention, Cache, FrameCache
 from espnet_mla.common.errors import UsageError
 from espnet_mla.models.decoder import CachedMultiHeadedAttention, TransformerDecoder
 from espnet_mla.models.encoding import DEFAULT_PROMPT, Prompt, inputs_of
+from espnet_mla.models.streaming import StreamingEncoder
 
 
 def set_cache_dtype(model: AbsESPnetModel, cache_dtype: str) -> None:
@@ -29,15 +30,10 @@ def set_cache_dtype(model: AbsESPnetModel, cache_dtype: str) -> None:
         UsageError: there is no such type, or nothing in the model keeps a cache.
     """
     check_cache_type(cache_dtype)
-    keeping = [
-        module
-        for module in model.modules()
-        if isinstance(module, TransformerDecoder) or getattr(module, "streaming", None) is not None
-    ]
+    keeping = [module for module in model.modules() if isinstance(module, StreamingEncoder | TransformerDecoder)]
     if not keeping:
         raise UsageError(
-            f"cache_dtype: {cache_dtype}: this model keeps no cache: it has no encoder with `streaming`, and no "
-            "Transformer decoder"
+            f"cache_dtype: {cache_dtype}: neither encoder nor decoder of this model is one of this package"
         )
     for module in keeping:
         module.cache_dtype = cache_dtype

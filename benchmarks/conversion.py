@@ -5,6 +5,7 @@
     python benchmarks/conversion.py speech FOLDER          # a recipe's folder with a trained model of real speech
     python benchmarks/conversion.py time                   # 12 blocks of 256, 200 utterances of 12.7 s
     python benchmarks/conversion.py order EXPERIMENT       # statistics of all layers at once, and layer by layer
+    python benchmarks/conversion.py ranks EXPERIMENT       # one rank for all layers, and ranks by energy and by loss
 
 `wer` trains conf/conformer_mha.yaml and conf/branchformer_mha.yaml on the mini corpus with three seeds each, converts
 each model by every method with 200 utterances of its training set, and decodes the test sets as stage 12 does. What is
@@ -14,6 +15,7 @@ measured is kept in mini/exp/conversion/, and not measured again.
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import os
 import resource
@@ -289,43 +291,122 @@ def row(name: str, words: dict[str, list[int]], errors: list[float]) -> None:
     print("| " + " | ".join([name, *rates, " ".join(f"{error:.2f}" for error in errors)]) + " |", flush=True)
 
 
+class Latent:
+    """A trained model whose attentions become latent ones of any rank, with statistics that are gathered once.
+
+    Args:
+        experiment: the folder of the model.
+    """
+
+    def __init__(self, experiment: Path):
+        from espnet_mla.convert import calibration, layers
+        from espnet_mla.trained.model import find
+
+        os.chdir(experiment.parents[2])
+        espnet_mla.register()
+        self.experiment = experiment
+        self.source = find(None, str(experiment / "valid.acc.ave.pth"), None)
+        self.model, self.args = self.source.load()
+        (part,) = layers.parts(self.model, ["encoder"], self.source.config, "mla")
+        self.old = part.attentions
+        self.speech = calibration.prepare(Path("mini/data/train_clean_100/wav.scp"), 200, self.args, False)
+        self.factors: dict[str, Any] = {}
+
+    def gather(self, names: list[str]) -> None:
+        """The statistics of these attentions, of the model as it is now."""
+        from espnet_mla.convert import factors, layers
+        from espnet_mla.convert.model import _collect_statistics
+
+        with contextlib.redirect_stdout(io.StringIO()):
+            found, _ = _collect_statistics(self.model, self.args, {name: self.old[name] for name in names}, self.speech)
+        for name, statistics in found.items():
+            self.factors[name] = factors.attention(layers.weights_of(self.old[name]), statistics)
+
+    def put(self, name: str, rank: int | None) -> None:
+        """An attention of that rank in its place; None: the original's."""
+        from espnet_mla.attention import build_attention
+        from espnet_mla.convert import layers
+
+        old = self.old[name]
+        if rank is None:
+            self.model.set_submodule(name, old)
+            return
+        sizes = {"d_model": D_MODEL, "num_heads": layers.heads_of(old), "dropout_rate": 0.0}
+        new = build_attention("mla", {"kv_lora_rank": rank}, position="rel_pos", **sizes).eval()
+        new.load_state_dict(layers.as_mla(old, self.factors[name].factors(rank)))
+        self.model.set_submodule(name, new)
+
+    def errors_by_ctc(self, data: dict[str, Utterances]) -> int:
+        """Wrong words of the model as it is now."""
+        speech2text = espnet_mla.from_pretrained(self.experiment, beam_size=1)
+        speech2text.asr_model = self.model
+        return sum(map(sum, heard_by_ctc(speech2text, data).values()))
+
+
 def order(experiment: Path) -> None:
     """Print the errors by CTC alone where each layer's statistics are gathered with those before it converted, or not.
 
     Layer by layer, as in GPTQ (arXiv 2210.17323), later layers could make up for what earlier ones lose.
     """
-    from espnet_mla.attention import build_attention
-    from espnet_mla.convert import calibration, factors, layers
-    from espnet_mla.convert.model import _collect_statistics
-    from espnet_mla.trained.model import find
-
-    recipe = experiment.parents[2]
-    os.chdir(recipe)
-    espnet_mla.register()
-    data = test_sets(recipe)
-    source = find(None, str(experiment / "valid.acc.ave.pth"), None)
+    latent = Latent(experiment)
+    data = test_sets(latent.experiment.parents[2])
     print("| kept | all at once | layer by layer |\n| --- | --- | --- |")
     for kept, share in KEPT.items():
-        rank, cells = round(2 * D_MODEL * share), []
+        cells = []
         for by_layer in (False, True):
-            model, args = source.load()
-            (part,) = layers.parts(model, ["encoder"], source.config, "mla")
-            speech = calibration.prepare(Path("mini/data/train_clean_100/wav.scp"), 200, args, False)
-            with contextlib.redirect_stdout(io.StringIO()):
-                names = [[name] for name in part.attentions] if by_layer else [list(part.attentions)]
-                for some in names:
-                    old = {name: part.attentions[name] for name in some}
-                    statistics, _ = _collect_statistics(model, args, old, speech)
-                    for name, attention in old.items():
-                        made = factors.attention(layers.weights_of(attention), statistics[name]).factors(rank)
-                        sizes = {"d_model": D_MODEL, "num_heads": layers.heads_of(attention), "dropout_rate": 0.0}
-                        new = build_attention("mla", {"kv_lora_rank": rank}, position="rel_pos", **sizes).eval()
-                        new.load_state_dict(layers.as_mla(attention, made))
-                        model.set_submodule(name, new)
-            speech2text = espnet_mla.from_pretrained(experiment, beam_size=1)
-            speech2text.asr_model = model
-            cells.append(sum(map(sum, heard_by_ctc(speech2text, data).values())))
+            for name in latent.old:
+                latent.put(name, None)
+            for names in [[name] for name in latent.old] if by_layer else [list(latent.old)]:
+                latent.gather(names)
+                for name in names:
+                    latent.put(name, round(2 * D_MODEL * share))
+            cells.append(latent.errors_by_ctc(data))
         print(f"| {kept} | {cells[0]} | {cells[1]} |", flush=True)
+
+
+RANKS = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48)
+"""That a layer may get by its loss."""
+
+
+def ranks(experiment: Path) -> None:
+    """Print the errors by CTC alone where all layers have one rank, and where ranks follow energy or loss.
+
+    The loss of a layer at a rank is the Kullback-Leibler divergence of the CTC posteriors of the model in which only
+    this layer is converted, from the original's, over 30 utterances of the calibration speech. Those of the layers are
+    added, and of all ranks within the budget the ones of the least sum are taken.
+    """
+    from espnet_mla.convert import factors
+
+    latent = Latent(experiment)
+    data = test_sets(latent.experiment.parents[2])
+    latent.gather(list(latent.old))
+    speech = [samples.numpy() for _, samples in itertools.islice(latent.speech.speech, 30)]
+
+    def posteriors() -> list[torch.Tensor]:
+        with torch.no_grad():
+            return [latent.model.ctc.log_softmax(encode(latent.model, samples)[None]) for samples in speech]
+
+    original, losses = posteriors(), {}
+    for name, rank in itertools.product(latent.old, RANKS):
+        latent.put(name, rank)
+        pairs = zip(original, posteriors(), strict=True)
+        losses[name, rank] = sum((p.exp() * (p - q)).sum().item() for p, q in pairs)
+        latent.put(name, None)
+    print("| kept | one rank | by energy | by loss |\n| --- | --- | --- | --- |")
+    for kept, share in KEPT.items():
+        total = round(2 * D_MODEL * share) * len(latent.old)
+        one = [total // len(latent.old)] * len(latent.old)
+        energy = factors.allocate([latent.factors[name].spectrum for name in latent.old], total)
+        loss = min(
+            (given for given in itertools.product(RANKS, repeat=len(latent.old)) if sum(given) <= total),
+            key=lambda given: sum(losses[pair] for pair in zip(latent.old, given, strict=True)),
+        )
+        cells = []
+        for given in (one, energy, loss):
+            for name, rank in zip(latent.old, given, strict=True):
+                latent.put(name, rank)
+            cells.append(f"{latent.errors_by_ctc(data)} ({' '.join(map(str, given))})")
+        print(f"| {kept} | {' | '.join(cells)} |", flush=True)
 
 
 def timed() -> None:
@@ -374,7 +455,8 @@ def main() -> None:
     measured.add_argument("--table", action="store_true")
     commands.add_parser("speech").add_argument("recipe", type=Path)
     commands.add_parser("time")
-    commands.add_parser("order").add_argument("experiment", type=Path)
+    for name in ("order", "ranks"):
+        commands.add_parser(name).add_argument("experiment", type=Path)
     options = parser.parse_args()
     if options.command == "wer":
         wer(options.recipe.absolute(), options.table)
@@ -382,6 +464,8 @@ def main() -> None:
         speech(options.recipe.absolute())
     elif options.command == "order":
         order(options.experiment.absolute())
+    elif options.command == "ranks":
+        ranks(options.experiment.absolute())
     else:
         timed()
 

@@ -30,6 +30,8 @@ def from_pretrained(source: str | os.PathLike[str], **options: Any) -> "Speech2T
             archive unpacked or an experiment; or owner/name on the Hugging Face hub.
         inference_asr_model: of an experiment, the file of the model; default valid.acc.ave.pth. Of another task also by
             the name that its recipe has: inference_s2t_model, ...
+        cache_dtype: in what caches are kept, those of decoding and of streams: float32, bfloat16, int8 or int4; default
+            as they are computed.
         options: of ESPnet's recogniser for the model's task: device, beam_size, ctc_weight, ...
 
     Returns:

@@ -124,7 +124,8 @@ def test_sums_in_two_bytes_go_on_growing_and_are_the_same_in_every_row(rotated):
             one.stored_as(name)
 
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.1, "int4": 0.9}
+TOLERANCE = {"float32": 1e-6, "bfloat16": 1e-3, "int8": 2e-3, "int4": 9e-3}
+"""Relative; caches of zeros are further off than that of int4, in each of the cases."""
 
 
 @pytest.mark.parametrize("cache_dtype", CACHE_TYPES)
@@ -145,8 +146,11 @@ def test_streams_with_small_caches_are_near_those_with_large_ones(name, kind, po
         assert (one - other).norm() / other.norm() < TOLERANCE[cache_dtype]
     plain = encoder.stream(rows=2)
     encoder.forward_chunk(features, plain)
-    factor = {"float32": 1, "bfloat16": 2, "int8": 2.4, "int4": 3}[cache_dtype]  # of rows as short as these
-    assert state.convolution_nbytes * factor <= plain.convolution_nbytes + 1
+    factor = {"float32": 1, "bfloat16": 2, "int8": 2, "int4": 2}[cache_dtype]  # or more, of rows as short as these
+    if name != "transformer":  # which has none
+        assert 0 < state.convolution_nbytes * factor <= plain.convolution_nbytes
+    if kind != "linear":
+        assert 0 < state.attention_nbytes * factor <= plain.attention_nbytes
     # A row alone has the same caches as in a batch.
     alone = encoder.stream(cache_dtype=cache_dtype)
     (single,) = piecewise(encoder, features[1:, :90], [90], lambda _: 27, alone)
@@ -154,8 +158,20 @@ def test_streams_with_small_caches_are_near_those_with_large_ones(name, kind, po
         torch.testing.assert_close(single, ours[1], rtol=1e-3, atol=1e-3)
 
 
+def test_a_stream_that_went_on_in_mixed_precision_joins_one_that_did_not():
+    encoder = build()
+    features, streams = torch.randn(1, 40, FEATURES), [encoder.stream(cache_dtype="int8") for _ in range(2)]
+    with torch.autocast("cpu", torch.bfloat16):
+        encoder.forward_chunk(features, streams[0])
+    both = StreamState.join(streams)
+    encoder.forward_chunk(features.repeat(2, 1, 1), both)
+    assert both.frames[0] > both.frames[1] > 0
+
+
 def test_states_of_two_types_are_not_joined():
     encoder = build()
+    with pytest.raises(ValueError, match="cache_dtype: 'int7': valid are float32, bfloat16, int8, int4"):
+        encoder.stream(cache_dtype="int7")
     with pytest.raises(ValueError, match="same cache_dtype, but here are None and int8"):
         StreamState.join([encoder.stream(), encoder.stream(cache_dtype="int8")])
 
@@ -182,7 +198,7 @@ def test_a_decoder_scores_nearly_the_same_from_small_caches(kind, options, cache
     expected, large = scores(), decoder.cache_bytes
     tokens.copy_(before)
     decoder.cache_dtype = cache_dtype
-    assert (scores() - expected).abs().mean() < {"float32": 1e-6, "bfloat16": 0.01, "int8": 0.01, "int4": 0.2}[
+    assert (scores() - expected).abs().mean() < {"float32": 1e-6, "bfloat16": 1e-3, "int8": 1e-3, "int4": 5e-3}[
         cache_dtype
     ]
     small = decoder.cache_bytes
@@ -231,7 +247,7 @@ def test_what_from_pretrained_was_told_holds_for_streams_and_decoding(model):
 
 def test_a_wrong_type_is_named(model):
     for make in (espnet_mla.from_pretrained, StreamPool):
-        with pytest.raises(UsageError, match="cache_dtype: 'int7': valid are float32, bfloat16, int8, int4"):
+        with pytest.raises(ValueError, match="cache_dtype: 'int7': valid are float32, bfloat16, int8, int4"):
             make(model, cache_dtype="int7")
     with pytest.raises(UsageError, match="cache_dtype: 'half': valid are"):
         take_options(["--cache_dtype", "half"])
@@ -257,6 +273,27 @@ def test_a_stream_that_comes_to_no_number_is_closed_with_one_line_and_the_others
     while pool.advance():
         pass
     assert broken.closed and whole.result.final
+
+
+def test_after_such_an_error_a_recogniser_begins_anew(model, recipe):
+    recogniser, other = (StreamingSpeech2Text(model, cache_dtype="int8") for _ in range(2))
+    for _ in range(2):
+        recogniser.accept(samples(recipe)[:8000])
+    with torch.inference_mode():
+        next(iter(recogniser.stream.state.attention.values())).tensors[0].fill_(-1)
+    with pytest.raises(UserError, match="it is closed"):
+        recogniser.accept(samples(recipe)[:8000])
+    for one in (recogniser, other):
+        one.accept(samples(recipe))
+    assert recogniser.finish().tokens == other.finish().tokens
+
+
+def test_what_is_no_number_stays_none_in_a_sum():
+    state = RunningState(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2), 0, False).stored_as("bfloat16")
+    quiet = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0]).view(1, 1, 2, 2)
+    quiet.view(torch.int32)[0, 0, 0, 0] = 0x7FFFFFFF  # as CUDA writes it
+    found = state.append(RunningState(quiet, torch.ones(1, 1, 2), 4, False)).values()[0].flatten()
+    assert found[0].isnan() and found.tolist()[1:] == [float("inf"), -float("inf"), 1.0]
 
 
 def test_the_commands_take_it(model, recipe, capsys, monkeypatch):

@@ -106,6 +106,14 @@ def test_what_was_measured_under_unlike_conditions_is_neither_ranked_nor_set_aga
     assert list(found.conditions["parameters.all"]) == [""]  # no conditions there, so no letters
 
 
+def test_caches_of_another_type_are_another_condition(tmp_path, figures):
+    places = [experiment(tmp_path, figures, "A"), experiment(tmp_path, figures, "B", measured_with__cache_dtype="int8")]
+    found = compare(places, ["A"])
+    assert [cell(found, row, "kv_bytes_per_second").mark for row in "AB"] == ["a", "b"]
+    assert found.conditions["kv_bytes_per_second"]["b"] == "float32, caches in int8"
+    assert cell(found, "B", "encoder_seconds.2").mark == cell(found, "A", "encoder_seconds.2").mark
+
+
 def test_another_decoding_is_shown_as_such(tmp_path, figures):
     sets = figures["scores"]["decode_asr"]
     places = [experiment(tmp_path, figures, name) for name in "AB"]

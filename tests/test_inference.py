@@ -2,9 +2,11 @@
 
 import contextlib
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from espnet2.tasks.abs_task import AbsTask
 from espnet2.tasks.asr import ASRTask
@@ -14,6 +16,7 @@ from espnet_mla.attention import Chunks
 from espnet_mla.common.errors import UsageError
 from espnet_mla.recipe import scoring
 from espnet_mla.recipe.decoding import decode
+from espnet_mla.trained import loading
 from espnet_mla.trained.inference import CONTEXT, take_options
 
 
@@ -123,3 +126,26 @@ def test_an_encoder_that_only_espnet_has_refuses_chunks(build, folder):
     assert build("asr_own")
     with pytest.raises(ValueError, match="--chunk_size, --left_chunks: encoder: rnn is no chunked encoder"):
         build("asr_own", "--left_chunks", "8")
+
+
+def test_caches_are_kept_as_asked_where_there_are_any(build, folder, caplog):
+    config = folder / "exp/asr_tiny/config.yaml"
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"model_conf": {"ctc_weight": 1.0}}))
+    with contextlib.chdir(folder):
+        (folder / "exp/asr_tiny/valid.acc.ave.pth").unlink()
+        add_model(Path("exp/asr_tiny"))
+    with caplog.at_level("INFO"):
+        model = build("asr_streaming", "--cache_dtype", "int8")
+    assert model.encoder.cache_dtype == model.decoder.cache_dtype == "int8" and "Caches: int8" in caplog.text
+    with pytest.raises(UsageError, match="cache_dtype: int8: this model keeps no cache"):
+        build("asr_tiny", "--cache_dtype", "int8")
+
+
+def test_a_recogniser_behind_enhancement_is_no_language_model(monkeypatch):
+    monkeypatch.setattr(AbsTask, "build_model_from_file", AbsTask.__dict__["build_model_from_file"])
+    enhancing, hearing = torch.nn.Module(), torch.nn.Module()
+    enhancing.s2t_model, hearing.encoder = hearing, torch.nn.Identity()
+    monkeypatch.setattr(loading, "build_model_from_file", lambda *_: (enhancing, Namespace(encoder="rnn")))
+    take_options(["--cache_dtype", "int8"])
+    with pytest.raises(UsageError, match="this model keeps no cache"):
+        AbsTask.build_model_from_file()

@@ -11,7 +11,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from espnet_mla.attention.cache_types import FLOATS, Stored
+from espnet_mla.attention.cache_types import FLOATS, Stored, check_cache_type
 from espnet_mla.attention.positions import rotate_back
 
 
@@ -150,6 +150,7 @@ class RunningState:
         """
         if cache_dtype is None and self.dtype is None:
             return self
+        check_cache_type(cache_dtype)
         if cache_dtype not in FLOATS:
             raise ValueError(
                 f"cache_dtype: {cache_dtype}: linear attention keeps running sums, in {' or '.join(FLOATS)}"
@@ -183,7 +184,8 @@ class RunningState:
             return x.to(self.numerator.dtype)
         chance = torch.Generator(x.device).manual_seed(self.frames)
         low = torch.randint(1 << 16, x.shape[1:], generator=chance, device=x.device, dtype=torch.int32)
-        return ((x.float().view(torch.int32) + low) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
+        rounded = ((x.float().view(torch.int32) + low) & -(1 << 16)).view(torch.float32)
+        return torch.where(x.isfinite(), rounded, x.float()).to(torch.bfloat16)
 
     def select(self, rows: Tensor) -> "RunningState":
         """The rows (int64, one axis) of the batch, in that order; a row may come several times."""

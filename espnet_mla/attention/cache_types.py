@@ -5,7 +5,7 @@ one: per-token quantisation, as the values' of KIVI (arXiv 2402.02750); per head
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,16 @@ _TINY = torch.finfo(torch.float32).tiny
 _ENLARGED = {bits: (1 + torch.finfo(SCALE).eps / 2) / (2 ** (bits - 1) - 1) for bits in BITS.values()}
 
 
+def check_cache_type(cache_dtype: object) -> None:
+    """See that it is one of `CACHE_TYPES`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if cache_dtype not in CACHE_TYPES:
+        raise ValueError(f"cache_dtype: {cache_dtype!r}: valid are {', '.join(CACHE_TYPES)}")
+
+
 @dataclass(frozen=True)
 class Stored:
     """How the tensors of a cache are kept.
@@ -34,12 +44,17 @@ class Stored:
     """
 
     name: str
-    dtype: torch.dtype
+    dtype: torch.dtype = field(compare=False)
     widths: tuple[int, ...]
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor], name: str) -> "Stored":
-        """For such tensors."""
+        """For such tensors.
+
+        Raises:
+            ValueError: there is no such type.
+        """
+        check_cache_type(name)
         return cls(name, tensors[0].dtype, tuple(tensor.shape[-1] for tensor in tensors))
 
     def store(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:

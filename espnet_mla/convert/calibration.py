@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from espnet_mla.common.errors import UserError
 from espnet_mla.common.tables import read_table
-from espnet_mla.models.encoding import DEFAULT_PROMPT, Prompt, attended, encode, inputs_of, source_of
+from espnet_mla.models.encoding import DEFAULT_PROMPT, Prompt, attended, encode, inputs_of, prefix_of, source_of
 from espnet_mla.trained import tasks
 from espnet_mla.trained.model import padded, sampling_rate
 from espnet_mla.trained.speech import Speech, choose
@@ -105,7 +105,7 @@ class Calibration:
             text = texts[key]
             if task is tasks.S2T:
                 text = self.prompt.complete(text, args.preprocessor_conf["notime_symbol"])
-            return [model.sos, *preprocess(key, {"text": text})["text"].tolist()]
+            return [*prefix_of(model), *preprocess(key, {"text": text})["text"].tolist()]
 
         return tokens_of
 

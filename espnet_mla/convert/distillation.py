@@ -102,12 +102,14 @@ def check_model(source: Source, text: Path | None, labels: float) -> None:
         able = ", ".join(task.title for task in TASKS if task.name in DISTILLED)
         raise UserError(f"{source.config_file} is a model for {task.title}: only models for {able} are distilled")
     conf = config.get("model_conf") or {}
-    of_ctc = conf.get("st_mtlalpha" if task is ST else "ctc_weight")
-    if text and (task is S2T_CTC or (not labels and (config.get("decoder") not in DECODERS or of_ctc == 1))):
-        raise UserError(
-            f"--text {text}: {source.config_file} has no decoder of kind {', '.join(DECODERS)}, which alone would "
-            "learn from it"
-        )
+    weight = "st_mtlalpha" if task is ST else "ctc_weight"
+    why = ""
+    if task is S2T_CTC or config.get("decoder") not in DECODERS:
+        why = f"no decoder of kind {', '.join(DECODERS)}"
+    elif conf.get(weight) == 1:
+        why = f"no decoder (model_conf: {weight}: 1)"
+    if text and why and (task is S2T_CTC or not labels):
+        raise UserError(f"--text {text}: {source.config_file} has {why}, which alone would learn from it")
     if labels and task is S2T:
         raise UserError(
             f"--labels {labels:g}: ESPnet's loss of a model for {task.title} needs more than transcripts: train "

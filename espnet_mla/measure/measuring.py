@@ -53,7 +53,7 @@ def measure(
     scored = scores.figures(source.config_file.parent, source.model_file) if not source.packed else {}
     model, _ = source.load()
     if cache_dtype:
-        caches.set_cache_dtype(model, cache_dtype)
+        caches.set_cache_dtype(model, cache_dtype, measured=True)
     speech = [samples for _, samples in choose(wav_scp, utterances, source.fs)] if wav_scp else []
     with _naming_options(device, dtype):
         like = torch.zeros(0, device=device, dtype=getattr(torch, dtype))
@@ -93,7 +93,7 @@ def _decoding(
 ) -> dict:
     speech2text = source.speech2text(device=device, dtype=dtype, **options)
     if cache_dtype:
-        caches.set_cache_dtype(source.task.model_of(speech2text), cache_dtype)
+        caches.set_cache_dtype(source.task.model_of(speech2text), cache_dtype, measured=True)
     seconds = sum(map(len, speech)) / source.fs
     speed.decode(speech2text, speech[:1])
     timed = speed.measure_time(lambda: speed.decode(speech2text, speech), device, seconds)

@@ -12,41 +12,37 @@ from espnet2.legacy.nets.pytorch_backend.transformer.attention import (
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
 
-from espnet_mla.attention import CACHE_TYPES, Attention, Cache, FrameCache
+from espnet_mla.attention import Attention, Cache, FrameCache
+from espnet_mla.attention.cache_types import check_cache_type
 from espnet_mla.common.errors import UsageError
 from espnet_mla.models.decoder import CachedMultiHeadedAttention, TransformerDecoder
 from espnet_mla.models.encoding import DEFAULT_PROMPT, Prompt, inputs_of
 from espnet_mla.models.streaming import StreamingEncoder
 
 
-def set_cache_dtype(model: AbsESPnetModel, cache_dtype: str) -> None:
+def set_cache_dtype(model: AbsESPnetModel, cache_dtype: str, measured: bool = False) -> None:
     """Have a model keep its caches, those of streams and of decoding, in one of `espnet_mla.attention.CACHE_TYPES`.
 
     Args:
         model: of any task.
         cache_dtype: the type.
+        measured: whether what a full-context encoder would have to keep is of interest.
 
     Raises:
         UsageError: there is no such type, or nothing in the model keeps a cache.
     """
-    check_cache_type(cache_dtype)
+    try:
+        check_cache_type(cache_dtype)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     keeping = [module for module in model.modules() if isinstance(module, StreamingEncoder | TransformerDecoder)]
-    if not keeping:
+    if not (measured or any(isinstance(one, TransformerDecoder) or one.streaming for one in keeping)):
         raise UsageError(
-            f"cache_dtype: {cache_dtype}: neither encoder nor decoder of this model is one of this package"
+            f"cache_dtype: {cache_dtype}: this model keeps no cache: it has no encoder with `streaming`, and no "
+            "Transformer decoder"
         )
     for module in keeping:
         module.cache_dtype = cache_dtype
-
-
-def check_cache_type(cache_dtype: str) -> None:
-    """See that it is one of `espnet_mla.attention.CACHE_TYPES`.
-
-    Raises:
-        UsageError: it is none.
-    """
-    if cache_dtype not in CACHE_TYPES:
-        raise UsageError(f"cache_dtype: {cache_dtype!r}: valid are {', '.join(CACHE_TYPES)}")
 
 
 TOKENS = 10  # that the decoder is given

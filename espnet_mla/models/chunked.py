@@ -216,9 +216,6 @@ class ChunkStep:
         """The chunk with the cached frames before it, and with zeros after it."""
         name = self._names[conv]
         before, new = self._before.convolution[name], x[..., -conv.reach :].transpose(1, 2)
-        if new.shape[1] == conv.reach:  # nothing stays of those before
-            self.convolution[name] = FrameCache((new.clone(),)).stored_as(self._before.cache_dtype)
-        else:
-            self.convolution[name] = before.append(FrameCache((new,))).keep_last(conv.reach)
+        self.convolution[name] = before.append(FrameCache((new,))).keep_last(conv.reach)
         x = torch.cat((before.values()[0].transpose(1, 2), x), dim=-1)
         return conv.convolve_valid(nn.functional.pad(x, (0, conv.kernel_size[0] - 1 - conv.reach)))

@@ -22,7 +22,16 @@ from torch import Tensor, nn
 
 from espnet_mla.common.errors import UserError
 from espnet_mla.models.decoder import TransformerDecoder
-from espnet_mla.models.encoding import DEFAULT_PROMPT, Encoded, Prompt, attended, batch_inputs_of, encode, source_of
+from espnet_mla.models.encoding import (
+    DEFAULT_PROMPT,
+    Encoded,
+    Prompt,
+    attended,
+    batch_inputs_of,
+    encode,
+    prefix_of,
+    source_of,
+)
 
 DIVERGENCE = 5.0
 """Weight of a divergence against a relative squared error."""
@@ -231,6 +240,8 @@ def heard(
         return Heard(encoded, blocks, ctc, None, [], None, None)
     ignored = model.tgt_ignore_id if isinstance(model, ESPnetSTModel) else model.ignore_id
     text = text[:, : text_lengths.max()]
+    if language := prefix_of(model)[1:]:
+        text, text_lengths = nn.functional.pad(text, (1, 0), value=language[0]), text_lengths + 1
     tokens, _ = add_sos_eos(text.masked_fill(text == -1, ignored), model.sos, model.eos, ignored)
     source = teachers.source if teachers else source_of(model, encoded)
     with _outputs(decoder.decoders) as decoder_blocks:

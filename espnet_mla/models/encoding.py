@@ -126,7 +126,8 @@ def source_of(model: AbsESPnetModel, encoded: Encoded) -> list[Tensor] | None:
         return None
     if getattr(model, "ctc", None) is None:
         raise UserError(
-            "md_encoder: this model has no CTC (model_conf: mtlalpha: 0) that its first decoder could follow"
+            "md_encoder: this model has no CTC of what is spoken (model_conf: asr_weight or mtlalpha: 0), which its "
+            "first decoder would be given"
         )
     best = model.ctc.argmax(encoded.first)
     best = [ids[:length].tolist() for ids, length in zip(best, encoded.first_lengths.tolist(), strict=True)]
@@ -151,6 +152,12 @@ def attended(model: AbsESPnetModel, encoded: Encoded, source: list[Tensor] | Non
     (_, states), _ = model.extra_asr_decoder(encoded.first, encoded.first_lengths, tokens, sizes, return_hs=True)
     output, lengths, _ = model.md_encoder(states, sizes)
     return output, lengths
+
+
+def prefix_of(model: AbsESPnetModel) -> list[int]:
+    """The tokens that a model's decoder is given before those of a text: <sos>, and of some translations a language."""
+    language = getattr(model, "lang_token_id", None)
+    return [model.sos] if language is None else [model.sos, int(language)]
 
 
 class _EncoderCalled(Exception):

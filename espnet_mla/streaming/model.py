@@ -13,9 +13,9 @@ from espnet2.asr.espnet_model import ESPnetASRModel
 from torch import Tensor, nn
 
 from espnet_mla.attention import Chunks
+from espnet_mla.attention.cache_types import check_cache_type
 from espnet_mla.common.errors import UsageError, UserError
 from espnet_mla.models import features
-from espnet_mla.models.caches import check_cache_type
 from espnet_mla.models.chunked import StreamState
 from espnet_mla.models.features import StreamingFeatures
 from espnet_mla.models.streaming import StreamingEncoder

@@ -49,10 +49,15 @@ class StreamingSpeech2Text:
 
         Raises:
             ValueError: as `Stream.accept`.
+            UserError: as `StreamPool.advance`. The samples of the stream are lost; those that follow are a new one's.
         """
         before = self.stream.result
         self.stream.accept(samples)
-        self._advance()
+        try:
+            self._advance()
+        finally:
+            if self.stream.closed:  # with an error
+                self.stream = self.pool.open(self._fs)
         return self.stream.result if self.stream.result is not before else None
 
     def finish(self) -> Result:

@@ -186,18 +186,19 @@ def _conditions(figures: Mapping) -> dict[str, str]:
     device = cpu if measured.get("device") == "cpu" else measured.get("device")
     torch = section(measured, "versions").get("torch")
     machine = f"{device}, {measured.get('threads')} threads, {dtype}, PyTorch {torch}"
+    kept = f", caches in {measured['cache_dtype']}" if measured.get("cache_dtype") else ""
     left = "all" if streaming.get("left_chunks") == -1 else streaming.get("left_chunks")
-    chunks = f"chunks of {streaming.get('chunk_size')} frames, {left} chunks of left context, {dtype}"
+    chunks = f"chunks of {streaming.get('chunk_size')} frames, {left} chunks of left context, {dtype}{kept}"
     options = ", ".join(f"{name} {value}" for name, value in section(decoding, "options").items())
     trainer = training.get("running_on") or "a machine that the log does not name"
     speech = f"{decoding.get('utterances')} utterances, {decoding.get('audio_seconds')} s"
     return {
         "": "",
-        "dtype": str(dtype),
+        "dtype": f"{dtype}{kept}",
         "machine": machine,
         "chunks": chunks,
         "chunks, machine": f"{chunks}; {machine}",
-        "decoding": f"{speech}, {options}; {machine}",
+        "decoding": f"{speech}, {options}{kept}; {machine}",
         "training": f"trained on {_corpus(figures)}, by {trainer}",
     }
 

@@ -33,11 +33,12 @@ def take_options(arguments: Sequence[str]) -> list[str]:
 
     def build_model_from_file(cls: type[AbsTask], *paths: Any, **named: Any) -> "tuple[nn.Module, argparse.Namespace]":
         model, args = loading.build_model_from_file(cls, *paths, **named)
-        if hasattr(model, "encoder"):  # and is no language model
+        hearing = getattr(model, "s2t_model", model)  # behind enhancement
+        if hasattr(hearing, "encoder"):  # and is no language model
             tasks.check_g2p(vars(args), paths[0] if paths else "the model")
-            _set_chunks(model, args, options.chunk_size, options.left_chunks)
+            _set_chunks(hearing, args, options.chunk_size, options.left_chunks)
             if options.cache_dtype:
-                caches.set_cache_dtype(model, options.cache_dtype)
+                caches.set_cache_dtype(hearing, options.cache_dtype)
                 logging.info(f"Caches: {options.cache_dtype}")
         return model, args
 
@@ -60,9 +61,12 @@ def own_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]
     except argparse.ArgumentError as error:
         raise UsageError(str(error)) from None
     if options.cache_dtype is not None:
-        from espnet_mla.models.caches import check_cache_type
+        from espnet_mla.attention.cache_types import check_cache_type
 
-        check_cache_type(options.cache_dtype)
+        try:
+            check_cache_type(options.cache_dtype)
+        except ValueError as error:
+            raise UsageError(f"--{error}") from None
     return options, rest
 
 

@@ -3,6 +3,7 @@
     python benchmarks/cache_types.py schemes EXPERIMENT           # of mini/exp/asr_EXPERIMENT
     python benchmarks/cache_types.py wer EXPERIMENT ... [--folder mini/exp/converted ...]
     python benchmarks/cache_types.py table                        # what `wer` has measured so far
+    python benchmarks/cache_types.py decoding EXPERIMENT          # stage 12's search, 200 utterances
 
 `schemes` sets the codes of espnet_mla.attention against others, those of KIVI (arXiv 2402.02750) among them, which
 quantise keys by channel over a group of frames, and values by frame: the relative error of the attentions' output over
@@ -24,8 +25,10 @@ import matplotlib
 import numpy as np
 import soundfile
 import torch
-from conversion import RECIPE, errors, test_sets
+import yaml
+from conversion import RECIPE, ROOT, errors, test_sets
 from matplotlib.figure import Figure
+from rapidfuzz.distance import Levenshtein
 from torch import Tensor, nn
 
 import espnet_mla
@@ -34,6 +37,7 @@ from espnet_mla.attention.cache_types import BITS, dequantise, quantise
 from espnet_mla.common.files import write_text
 from espnet_mla.common.tables import read_table
 from espnet_mla.measure.bootstrap import interval, replicates
+from espnet_mla.models.caches import set_cache_dtype
 
 SCORES = RECIPE / "results/mini/cache_types.json"
 CHUNK, FS = 16, 16000  # frames; Hz
@@ -137,6 +141,34 @@ def streamed(recogniser: espnet_mla.StreamingSpeech2Text, samples: np.ndarray) -
     return recogniser.finish().text
 
 
+def decoding(experiment: str, number: int = 200) -> None:
+    """Print how often the first hypothesis stays what it is, and the wrong words, by the type of the caches."""
+    torch.set_num_threads(1)
+    data = test_sets(RECIPE)
+    utterances = [one for several in zip(*data.values(), strict=False) for one in several][:number]
+    options = yaml.safe_load((ROOT / "conf/decode_asr.yaml").read_text()) | {"beam_size": 5}
+    with contextlib.chdir(RECIPE / "mini"):
+        speech2text = espnet_mla.from_pretrained(f"exp/asr_{experiment}", device="cpu", **options)
+    found: dict[str, list[str]] = {name: [] for name in CACHE_TYPES}
+    sizes = {}
+    for samples, _ in utterances:
+        for name, texts in found.items():
+            set_cache_dtype(speech2text.asr_model, name)
+            texts.append(speech2text(samples)[0][0])
+            sizes[name] = speech2text.asr_model.decoder.cache_bytes
+    words = sum(len(text) for _, text in utterances)
+    head = "cache | of the last utterance, self + source | first hypothesis as with float32 | wrong words"
+    print(f"\n{experiment}\n\n| {head} |")
+    print("| --- | --- | --- | --- |")
+    for name, texts in found.items():
+        same = sum(map(str.__eq__, texts, found["float32"]))
+        wrong = sum(
+            Levenshtein.distance(text.split(), right) for text, (_, right) in zip(texts, utterances, strict=True)
+        )
+        size = " + ".join(f"{part:,} B" for part in sizes[name])
+        print(f"| {name} | {size} | {same} of {len(utterances)} | {wrong} of {words:,} |")
+
+
 def read() -> dict:
     return json.loads(SCORES.read_text()) if SCORES.exists() else {"words": {}}
 
@@ -194,6 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("schemes").add_argument("experiment", metavar="EXPERIMENT")
+    commands.add_parser("decoding").add_argument("experiment", metavar="EXPERIMENT")
     of = commands.add_parser("wer")
     of.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="as conformer_mla_streaming_raw_en_bpe60")
     of.add_argument("--folder", nargs="+", type=Path, default=[], help="others, such as converted models")
@@ -202,6 +235,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == "schemes":
         schemes(options.experiment)
+        return
+    if options.command == "decoding":
+        decoding(options.experiment)
         return
     if options.command == "wer":
         folders = {name.split("_raw_")[0]: Path(f"exp/asr_{name}") for name in options.experiments}

@@ -40,7 +40,7 @@ from espnet_mla.recipe.corpora import CORPORA
 from espnet_mla.recipe.run_sh import asr_sh_options
 
 RECIPE = Path(__file__).parents[1] / "egs2" / "librispeech_100" / "asr1"
-SCORES = Path("results/mini/attentions.json")
+SCORES, FIGURES = Path("results/mini/attentions.json"), Path("results/mini/figures")
 SEEDS = (1, 2, 3)
 REACH = 8  # frames of 40 ms
 
@@ -144,7 +144,7 @@ def train(models: Sequence[Model], jobs: int) -> bool:
 def missing(models: Sequence[Model]) -> list[tuple[Model, int]]:
     """The models and seeds without scores; those of what run_all_baselines.sh has trained are added to the others."""
     for model, seed in itertools.product(models, SEEDS):
-        if model.key(seed) not in read_scores() and (model.folder(seed) / "RESULTS.md").exists():
+        if model.key(seed) not in read_scores() and scored(model, seed):
             keep(model, seed)
     return [(model, seed) for model, seed in itertools.product(models, SEEDS) if model.key(seed) not in read_scores()]
 
@@ -153,10 +153,19 @@ def read_scores() -> Scores:
     return json.loads(SCORES.read_text()) if SCORES.exists() else {"words": {}}
 
 
+def scored(model: Model, seed: int) -> dict:
+    """The scores of its experiment, or of the figures that run_all_baselines.sh has kept of it; none where there are
+    none."""
+    folder, kept = model.folder(seed), FIGURES / model.folder(seed).name / "figures.json"
+    if (folder / "RESULTS.md").exists():
+        return figures(folder, folder / "valid.acc.ave.pth")
+    return json.loads(kept.read_text())["scores"] if kept.exists() else {}
+
+
 def keep(model: Model, seed: int) -> None:
     """Add the scores of a model to those that are kept."""
-    folder, scores = model.folder(seed), read_scores()
-    (decoding,) = figures(folder, folder / "valid.acc.ave.pth").values()
+    scores = read_scores()
+    (decoding,) = scored(model, seed).values()
     words = {name: one["wer"]["words"] for name, one in decoding.items()}
     if scores["words"] not in ({}, words):
         raise SystemExit(f"{SCORES} is of another version of the corpus: delete it")

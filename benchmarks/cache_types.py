@@ -28,6 +28,7 @@ import torch
 import yaml
 from conversion import RECIPE, ROOT, errors, test_sets
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor, nn
 
@@ -180,7 +181,7 @@ def table() -> None:
     words = {name: np.array(read()["words"][name]) for name in sets}
     print(f"| model | cache | bytes a second | {' | '.join(sets)} | all | against float32 |")
     print(f"| --- {'| --- ' * (len(sets) + 4)}|")
-    points: dict[str, list[tuple[int, float, float, float]]] = {}
+    points: dict[str, list[tuple[str, int, float, float, float]]] = {}
     for label, types in scores.items():
         plain = together(types["float32"]["errors"], sets) if "float32" in types else None
         for cache_dtype in CACHE_TYPES:
@@ -190,7 +191,7 @@ def table() -> None:
             wrong = together(of["errors"], sets)
             low, high = interval(replicates(wrong[None], all_words)[:, 0])
             rate = 100 * wrong.sum() / all_words.sum()
-            points.setdefault(label, []).append((of["bytes_per_second"], rate, low, high))
+            points.setdefault(label, []).append((cache_dtype, of["bytes_per_second"], rate, low, high))
             cells = [f"{100 * sum(of['errors'][name]) / words[name].sum():.2f}" for name in sets]
             difference = ""
             if plain is not None and cache_dtype != "float32":
@@ -206,16 +207,22 @@ def together(found: dict[str, list[int]], sets: list[str]) -> np.ndarray:
     return np.concatenate([found[name] for name in sets])
 
 
-def draw(points: dict[str, list[tuple[int, float, float, float]]]) -> None:
+def draw(points: dict[str, list[tuple[str, int, float, float, float]]]) -> None:
     """WER against bytes a second, a line for each model, with intervals."""
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "espnet_mla", "axes.grid": True}):
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
         for label, of in points.items():
-            bytes_, rates, low, high = map(np.array, zip(*of, strict=True))
+            bytes_, rates, low, high = map(np.array, list(zip(*of, strict=True))[1:])
             axes.errorbar(bytes_, rates, (rates - low, high - rates), marker="o", capsize=3, label=label)
+            for name, x, y, *_ in of:
+                axes.annotate(name, (x, y), (5, 5), textcoords="offset points", fontsize=8)
         axes.set(xscale="log", xlabel="bytes a second of audio, encoder's attention caches", ylabel="WER, %")
-        axes.legend()
+        axes.margins(y=0.3)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.legend(loc="upper left")
         for ending in ("svg", "png"):
             metadata = {"Date": None} if ending == "svg" else None
             figure.savefig(SCORES.with_suffix(f".{ending}"), dpi=120, metadata=metadata)

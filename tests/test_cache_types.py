@@ -128,7 +128,9 @@ TOLERANCE = {"float32": 1e-6, "bfloat16": 1e-3, "int8": 2e-3, "int4": 9e-3}
 """Relative; caches of zeros are further off than that of int4, in each of the cases."""
 
 
-@pytest.mark.parametrize("cache_dtype", CACHE_TYPES)
+@pytest.mark.parametrize(
+    "cache_dtype", [pytest.param(name, marks=() if name in BITS else pytest.mark.slow) for name in CACHE_TYPES]
+)
 @pytest.mark.parametrize(("name", "kind", "position"), CHOICES)
 def test_streams_with_small_caches_are_near_those_with_large_ones(name, kind, position, cache_dtype):
     encoder = build(name, kind, position)

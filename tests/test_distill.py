@@ -136,9 +136,12 @@ def test_transcripts_are_for_a_decoder_that_learns_or_for_labels(here, capsys):
     config = yaml.safe_load(Path("exp/converted/config.yaml").read_text())
     Path("text").write_text("".join(f"u{n:02} A B\n" for n in range(12)))
     given = ("exp/converted", "--speech", SPEECH, *WAYS, "--text", "text")
-    for change in ({"decoder": "rnn"}, {"model_conf": {"ctc_weight": 1.0}}):
+    for change, why in (
+        ({"decoder": "rnn"}, "no decoder of kind transformer"),
+        ({"model_conf": {"ctc_weight": 1.0}}, "no decoder (model_conf: ctc_weight: 1)"),
+    ):
         Path("exp/converted/config.yaml").write_text(yaml.safe_dump(config | change))
-        assert "exp/converted/config.yaml has no decoder of kind transformer, which" in message(capsys, *given)
+        assert f"exp/converted/config.yaml has {why}, which alone would learn" in message(capsys, *given)
 
 
 def message(capsys, *arguments, expected=1):

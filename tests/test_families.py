@@ -139,7 +139,7 @@ def write_speech(number: int) -> None:
     Path("text").write_text("".join(f"{name} THE CAT\n" for name in names))
 
 
-@pytest.mark.parametrize("name", some(DISTILLED, "s2t", "st_multidecoder"))
+@pytest.mark.parametrize("name", some(DISTILLED, "s2t"))
 def test_distilled_it_comes_nearer_to_its_original(name, folder):
     write_speech(12)
     modules = MODULES[name]
@@ -188,6 +188,7 @@ def test_the_second_of_two_decoders_is_calibrated_on_the_states_of_the_first(fol
     assert states.shape[1] == 1 + len(heard[heard != 0]) != frames.shape[1] and torch.equal(given, again)
 
 
+@pytest.mark.slow
 def test_a_translation_learns_by_both_ctcs_and_by_labels(folder):
     config = yaml.safe_load(Path("exp/st/config.yaml").read_text())
     for conf, more, wanted in (
@@ -207,7 +208,7 @@ def test_a_translation_learns_by_both_ctcs_and_by_labels(folder):
         assert {name for name in ("kl_ctc", "kl_st_ctc", "kl_decoder", "loss_st_att") if f"{name}=" in log} == wanted
 
 
-@pytest.mark.parametrize("name", some(HEARING, "s2t"))
+@pytest.mark.parametrize("name", some(HEARING))
 def test_it_is_profiled_and_transcribes(name, folder, capsys):
     Path("wav.scp").write_text("utt speech.flac\n")
     lengths = [] if name == "s2t" else ["--seconds", "2"]

@@ -69,6 +69,7 @@ def test_espnets_own_downloader_takes_the_archive_once_the_plugin_is_registered(
     assert heard(Speech2Text(**files, **DECODING), samples(recipe)) == expected
 
 
+@pytest.mark.slow
 def test_without_the_plugin_espnet_refuses_the_archive(archive, tmp_path):
     code = (
         "import sys\n"

@@ -123,6 +123,7 @@ def asr_train(**options):
     return subprocess.run(command, capture_output=True, text=True, env=environment())
 
 
+@pytest.mark.slow
 def test_a_training_with_another_optimiser_is_refused_in_one_line_and_changes_nothing(folder):
     before = open(CONFIG).read()
     optim = yaml.safe_load(before)["optim"]

@@ -11,8 +11,9 @@ quantise keys by channel over a group of frames, and values by frame: the relati
 
 `wer` streams the test sets of the mini corpus, 640 ms at a time, with caches of every type, and rescores the text. Its
 errors are kept in egs2/librispeech_100/asr1/results/mini/cache_types.json; what is in there is not measured again. The
-table has the difference to float32, with 95 % bootstrap intervals over utterances (Bisani and Ney 2004), and what a
-second of audio leaves in the encoder's attention caches; the plot beside the JSON file shows both.
+table has the difference to float32 in points, and to the first row in per cent of its errors, with 95 % bootstrap
+intervals over utterances (Bisani and Ney 2004), and what a second of audio leaves in the encoder's attention caches;
+the plot beside the JSON file shows both.
 """
 
 import argparse
@@ -179,8 +180,9 @@ def table() -> None:
     scores = read()
     sets = sorted(scores.pop("words"))
     words = {name: np.array(read()["words"][name]) for name in sets}
-    print(f"| model | cache | bytes a second | {' | '.join(sets)} | all | against float32 |")
-    print(f"| --- {'| --- ' * (len(sets) + 4)}|")
+    print(f"| model | cache | bytes a second | {' | '.join(sets)} | all | against float32 | against the first |")
+    print(f"| --- {'| --- ' * (len(sets) + 5)}|")
+    first = None
     points: dict[str, list[tuple[str, int, float, float, float]]] = {}
     for label, types in scores.items():
         plain = together(types["float32"]["errors"], sets) if "float32" in types else None
@@ -198,7 +200,14 @@ def table() -> None:
                 drawn = replicates(np.array([wrong, plain]), all_words)
                 least, most = interval(drawn[:, 0] - drawn[:, 1])
                 difference = f"{100 * (wrong - plain).sum() / all_words.sum():+.2f} [{least:+.2f}, {most:+.2f}]"
-            cells = [label, cache_dtype, f"{of['bytes_per_second']:,}", *cells, f"{rate:.2f}", difference]
+            more = ""
+            if first is None:
+                first = wrong
+            else:
+                drawn = replicates(np.array([wrong, first]), all_words)
+                least, most = interval(100 * (drawn[:, 0] / drawn[:, 1] - 1))
+                more = f"{100 * (wrong.sum() / first.sum() - 1):+.1f} % [{least:+.1f}, {most:+.1f}]"
+            cells = [label, cache_dtype, f"{of['bytes_per_second']:,}", *cells, f"{rate:.2f}", difference, more]
             print(f"| {' | '.join(cells)} |")
     draw(points)
 

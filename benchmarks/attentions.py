@@ -6,7 +6,7 @@
 
 `controls`: whether the corpus needs attention at all. Models whose attention hears too little, or that have none,
 against `mha`; and ESPnet's own encoder. `cache`: `gqa`, `mla` and `linear` at an eighth of the cache of `mha`, and
-`mla` of ranks from 8 to 64.
+`mla` of ranks from 8 to 64, and `mtla`.
 
 Each model is trained and decoded with three seeds, as run.sh does it with conf/<name>.yaml on the mini corpus; no more
 is changed than the name of the row says. The scores are kept in egs2/librispeech_100/asr1/results/mini/attentions.json:
@@ -108,6 +108,7 @@ TABLES = {
             )
             for rank in (8, 16, 24, 32, 48, 64)
         ),
+        Model("`mtla` of rank 24, two frames merged, 6.3 %", "conformer_mtla"),
     ),
 }
 

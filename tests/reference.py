@@ -95,6 +95,49 @@ def softmax_reference(attention, query: Tensor, x: Tensor, mask: Tensor) -> Tens
     return attention.linear_out(out.transpose(0, 1).flatten(1))
 
 
+def mtla_reference(attention, query: Tensor, x: Tensor, mask: Tensor, start: int = 0) -> Tensor:
+    """mtla for one utterance, whose x begins with frame `start` of its stream, a group's first: a query at a time.
+
+    To one that may see some frames of a group alone, the merged latent is the sum over those.
+    """
+    n, s, rank = attention.num_heads, attention.down_rate, attention.kv_lora_rank
+    d_nope, d_rope = attention.qk_nope_head_dim, attention.qk_rope_head_dim
+    if attention.q_lora_rank:
+        query = attention.linear_q_down(query)
+    q = heads(attention.linear_q(query), n)
+    c = attention.linear_kv_down(x)
+    if not isinstance(attention.kv_norm, torch.nn.Identity):
+        c = c / (c.square().mean(-1, keepdim=True) + 1e-6).sqrt() * attention.kv_norm.weight
+    w = []
+    for i in range(len(x)):
+        place = sinusoid((start + i) // s % 512, rank + rank % 2)[:rank]
+        w.append(torch.sigmoid(attention.linear_merge(c[i]) @ attention.linear_merge_pos(place)))
+    if d_rope:
+        rates = [10000 ** (-2 * f / attention.d_head) for f in attention.rope_frequencies or []] or None
+        rotary = torch.stack([turn(row, j, rates) for j, row in enumerate(attention.linear_k_rope(x))])
+    else:
+        term = relative_term(attention, q, len(x)) if attention.position == "rel_pos" else None
+    outs = []
+    for i in range(len(query)):
+        groups = [g for g in range(0, len(x), s) if mask[i, g : g + s].any()]
+        if not groups:
+            outs.append(torch.zeros(n * attention.v_head_dim, dtype=x.dtype))
+            continue
+        m = torch.stack([sum(w[j] * c[j] for j in range(g, min(g + s, len(x))) if mask[i, j]) for g in groups])
+        k, v = heads(attention.linear_k_up(m), n), heads(attention.linear_v_up(m), n)
+        q_i = q[:, i, :d_nope]
+        if attention.position == "rel_pos":
+            scores = torch.einsum("hd,hgd->hg", q_i + attention.pos_bias_u, k) + term[:, i, groups]
+        else:
+            scores = torch.einsum("hd,hgd->hg", q_i, k)
+        if d_rope:
+            turned = torch.stack([turn(h, len(x) - len(query) + i, rates) for h in q[:, i, d_nope:]])
+            scores = scores + turned @ rotary[groups].T
+        weight = (scores / math.sqrt(d_nope + d_rope)).softmax(-1)
+        outs.append(torch.einsum("hg,hgd->hd", weight, v).flatten())
+    return attention.linear_out(torch.stack(outs))
+
+
 def linear_reference(attention, query: Tensor, x: Tensor, mask: Tensor) -> Tensor:
     """Linear attention for one utterance (Katharopoulos et al. 2020, eq. 4): similarities instead of sums."""
     n = attention.num_heads
@@ -116,5 +159,5 @@ def reference(attention, query: Tensor, x: Tensor, mask: Tensor | None = None) -
     """What `attention` (in float64) must answer for one utterance; the queries are the last frames of x."""
     if mask is None:
         mask = torch.ones(len(query), len(x), dtype=torch.bool)
-    function = linear_reference if attention.name == "linear" else softmax_reference
+    function = {"linear": linear_reference, "mtla": mtla_reference}.get(attention.name, softmax_reference)
     return function(attention, query, x, mask)

@@ -15,7 +15,6 @@ from espnet2.legacy.nets.pytorch_backend.transformer.embedding import RelPositio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import reference, sinusoid
-from torch import nn
 
 from espnet_mla.attention import (
     ATTENTIONS,
@@ -36,6 +35,12 @@ OPTIONS = {  # the first is what a test takes that does not care
         {"kv_lora_rank": 3},
         {"kv_lora_rank": 6, "kv_norm": True},
         {"kv_lora_rank": 16, "q_lora_rank": 5, "v_head_dim": 3},
+    ],
+    "mtla": [
+        {"kv_lora_rank": 3},
+        {"kv_lora_rank": 6, "down_rate": 3, "kv_norm": True},
+        {"kv_lora_rank": 16, "down_rate": 1, "q_lora_rank": 5, "v_head_dim": 3},
+        {"kv_lora_rank": 5, "down_rate": 4},
     ],
     "linear": [{}],
 }
@@ -200,7 +205,7 @@ def test_step_by_step_equals_the_causal_definition(kind, position, cuts):
     kv, start = None, 0
     for cut in cuts:
         piece = x[:, start : start + cut]
-        new = attention.project_kv(piece)
+        new = attention.project_kv(piece, start=start)
         kv = new if kv is None else kv.append(new)
         start += cut
         out = attention.attend(piece, kv, positions(attention, cut, start), None)
@@ -214,7 +219,7 @@ def test_a_causal_mask_equals_step_by_step(kind, position):
     at_once = call(attention, x, torch.ones(2, 6, 6).tril().bool())
     kv = attention.project_kv(x[:, :1])
     for t in range(6):
-        kv = kv if t == 0 else kv.append(attention.project_kv(x[:, t : t + 1]))
+        kv = kv if t == 0 else kv.append(attention.project_kv(x[:, t : t + 1], start=t))
         step = attention.attend(x[:, t : t + 1], kv, positions(attention, 1, t + 1), None)
         torch.testing.assert_close(step, at_once[:, t : t + 1], rtol=1e-4, atol=1e-5)
 
@@ -258,16 +263,17 @@ def test_queries_of_other_frames_are_answered_beyond_the_padding_of_the_keys(kin
 @pytest.mark.parametrize(("kind", "position"), KEEPING)
 def test_tokens_one_at_a_time_equal_a_causal_mask(kind, position):
     attention = build(kind, position)
-    x, tree, held = torch.randn(3, 5, 16), TokenTree(), torch.zeros(3, 1, 0).bool()
+    tree = TokenTree(stride=getattr(attention, "down_rate", 1))
+    x, held = torch.randn(3, 5, 16), torch.zeros(3, 1, 0).bool()
     at_once = call(attention, x, torch.ones(3, 5, 5).tril().bool())
     for t in range(5):
-        tree, held = tree.prepared(held, 1)
-        held = nn.functional.pad(held, (0, 1), value=True)
+        tree, held = tree.prepared(held, 1, t)
+        held, parents = tree.seen(held)
         token = x[:, t : t + 1]
-        stepwise = attention(token, token, token, Past(tree, 0, held))
+        stepwise = attention(token, token, token, Past(tree, 0, held, parents))
         torch.testing.assert_close(stepwise, at_once[:, t : t + 1], rtol=1e-4, atol=1e-5)
-        tree.filled = t + 1
-    assert len(tree.trimmed()[0]) == 5
+        tree.advance(1)
+    assert tree.trimmed()[0].entries == -(-5 // getattr(attention, "down_rate", 1))
 
 
 @pytest.mark.parametrize(("kind", "position"), SOFTMAX)
@@ -275,8 +281,9 @@ def test_keeping_the_last_frames_equals_never_having_had_the_others(kind, positi
     attention = build(kind, position)
     x = torch.randn(2, 9, 16)
     position_argument = positions(attention, 2, 4)
-    kept = attention.attend(x[:, 7:], attention.project_kv(x).keep_last(4), position_argument, None)
-    made = attention.attend(x[:, 7:], attention.project_kv(x[:, 5:]), position_argument, None)
+    x = x[:, 1:] if kind == "mtla" else x  # it keeps whole groups
+    kept = attention.attend(x[:, -2:], attention.project_kv(x).keep_last(4), position_argument, None)
+    made = attention.attend(x[:, -2:], attention.project_kv(x[:, -4:], start=x.shape[1] - 4), position_argument, None)
     torch.testing.assert_close(kept, made)
 
 
@@ -372,6 +379,8 @@ NUMBERS = {  # contract 1's table, for d_model 256 and 4 heads
     ("gqa", "rel_pos"): 128,
     ("mla", "rel_pos"): 64,
     ("mla", "rope"): 64 + 32,
+    ("mtla", "rel_pos"): 32,
+    ("mtla", "rope"): (64 + 32) / 2,
     ("linear", "rope"): 0,
 }
 
@@ -402,7 +411,10 @@ def test_dropout_acts_in_training_alone(kind, position):
 
 
 WRONG = [
-    ("mlaa", {}, {}, "unknown attention 'mlaa': it must be one of mha, gqa, mla, linear"),
+    ("mlaa", {}, {}, "unknown attention 'mlaa': it must be one of mha, gqa, mla, mtla, linear"),
+    ("mtla", {"down_rate": 0}, {}, r"down_rate \(0\) must be at least 1"),
+    ("mtla", {"kv_lora_rank": 0}, {}, r"kv_lora_rank \(0\) must be at least 1"),
+    ("mtla", {"rank": 8}, {}, "rank: 8 is not an option of mtla; its options: down_rate, kv_lora_rank"),
     ("gqa", {"num_kv_heads": 3}, {}, r"num_kv_heads \(3\) must divide attention_heads \(4\)"),
     ("gqa", {"num_kv_heads": 0}, {}, r"num_kv_heads \(0\) must divide attention_heads \(4\)"),
     ("mha", {}, {"num_heads": 3}, r"attention_heads \(3\) must divide output_size \(16\)"),

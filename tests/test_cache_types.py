@@ -211,11 +211,11 @@ def test_a_decoder_scores_nearly_the_same_from_small_caches(kind, options, cache
 def test_a_tree_that_is_made_anew_keeps_the_type():
     tree = TokenTree(cache_dtype="int8")
     held = torch.zeros(1, 1, 0).bool()
-    for _ in range(20):
-        tree, held = tree.prepared(held, 1)
+    for length in range(20):
+        tree, held = tree.prepared(held, 1, length)
+        held, _ = tree.seen(held)
         tree.append(0, FrameCache((torch.randn(1, 1, 8),)))
-        held = torch.cat((held, torch.ones(1, 1, 1).bool()), -1)
-        tree.filled = held.shape[-1]
+        tree.advance(1)
     (cache,) = tree.trimmed()
     assert cache.nbytes == 20 * (8 + 2) and cache.values()[0].shape == (1, 20, 8)
 

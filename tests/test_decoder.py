@@ -20,7 +20,14 @@ ESPNET = transformer_decoder.TransformerDecoder
 ESPNET_CTC = PrefixScorer.__mro__[1]
 VOCABULARY, D = 13, 16
 SIZES = {"attention_heads": 4, "linear_units": 8, "num_blocks": 2}
-CHOICES = [("mha", {}), ("gqa", {"num_kv_heads": 1}), ("gqa", {"num_kv_heads": 2}), ("mla", {"kv_lora_rank": 6})]
+CHOICES = [
+    ("mha", {}),
+    ("gqa", {"num_kv_heads": 1}),
+    ("gqa", {"num_kv_heads": 2}),
+    ("mla", {"kv_lora_rank": 6}),
+    ("mtla", {"kv_lora_rank": 6}),
+    ("mtla", {"kv_lora_rank": 5, "down_rate": 3}),
+]
 
 
 def build(decoder_class=TransformerDecoder, seed=0, **conf):
@@ -29,7 +36,8 @@ def build(decoder_class=TransformerDecoder, seed=0, **conf):
 
 
 def chosen(kind, options, **conf):
-    new = {f"{part}_attention_{key}": value for part in ("self", "src") for key, value in
+    parts = ("self",) if kind == "mtla" else ("self", "src")
+    new = {f"{part}_attention_{key}": value for part in parts for key, value in
            (("layer_type", kind), ("conf", options))}  # fmt: skip
     return build(**new, **conf)
 
@@ -136,6 +144,28 @@ def test_one_hypothesis_is_scored_from_any_state_of_the_past(kind, options):
         torch.testing.assert_close(scores, expected[-1], rtol=1e-4, atol=1e-5)
         again, _ = decoder.score(ys[:3], states[2], x)
     torch.testing.assert_close(again, expected[2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("down_rate", [2, 3])
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 999))
+def test_merged_tokens_are_scored_from_any_state_of_any_search(down_rate, seed):
+    """What one way has merged into an entry, another from the same state does not see."""
+    decoder = chosen("mtla", {"kv_lora_rank": 6, "down_rate": down_rate}, seed=seed)
+    torch.manual_seed(seed)
+    x, pasts = torch.randn(7, D), []
+    xs = x.expand(2, -1, -1)
+    pasts = [(torch.randint(0, VOCABULARY, (2, 1)), [decoder.batch_init_state(x)] * 2)]
+    if seed % 2:
+        pasts[0] = (pasts[0][0], decoder.extend_state(pasts[0][1]))
+    with torch.no_grad():
+        for _ in range(12):
+            ys, state = pasts[int(torch.randint(max(0, len(pasts) - 4), len(pasts), ()))]
+            scores, state = decoder.batch_score(ys, state, xs)
+            torch.testing.assert_close(scores, teacher_forced(decoder, ys, xs)[:, -1], rtol=1e-4, atol=1e-5)
+            best = torch.randperm(2 * VOCABULARY)[:2]
+            state = decoder.batch_select_state(state, best[None])
+            pasts.append((torch.cat((ys[best // VOCABULARY], (best % VOCABULARY)[:, None]), 1), state))
 
 
 def test_hidden_states_are_espnets():
@@ -268,7 +298,7 @@ def test_beam_search_of_several_utterances_finds_espnets_hypotheses():
         assert_same_hypotheses(mine[:5], other[:5])
 
 
-NUMBERS = {"mha": 2 * D, "gqa": 2 * 4, "mla": 6}
+NUMBERS = {"mha": 2 * D, "gqa": 2 * 4, "mla": 6, "mtla": 6}
 
 
 BLOCKS = {"block_size": 8, "hop_size": 4, "look_ahead": 2}
@@ -300,7 +330,7 @@ def test_espnets_streaming_search_finds_espnets_hypotheses(blocks, seed, gradien
     assert_same_hypotheses(found[0][:5], found[1][:5])
 
 
-@pytest.mark.parametrize(("kind", "options"), [CHOICES[0], CHOICES[1], CHOICES[3]])
+@pytest.mark.parametrize(("kind", "options"), [CHOICES[0], CHOICES[1], CHOICES[3], CHOICES[4]])
 @pytest.mark.parametrize("beam", [2, 5])
 def test_the_cache_is_as_large_as_it_says_and_the_sources_does_not_depend_on_the_beam(kind, options, beam):
     decoder = chosen(kind, options)
@@ -309,8 +339,10 @@ def test_the_cache_is_as_large_as_it_says_and_the_sources_does_not_depend_on_the
         found = search(decoder, PrefixScorer, beam=beam)(x, maxlenratio=-6.0)
     longest = max(len(h.yseq) for h in found) - 1  # the last token is not gone on from
     frame = SIZES["num_blocks"] * NUMBERS[kind] * 4
-    assert decoder.cache_bytes.source_attention == 20 * frame
-    assert frame * longest <= decoder.cache_bytes.self_attention <= frame * longest * beam
+    source = SIZES["num_blocks"] * NUMBERS["mha" if kind == "mtla" else kind] * 4
+    assert decoder.cache_bytes.source_attention == 20 * source
+    entries = -(-longest // 2) if kind == "mtla" else longest
+    assert frame * entries <= decoder.cache_bytes.self_attention <= frame * entries * beam
 
 
 def test_hypotheses_share_the_tokens_that_they_have_in_common():
@@ -367,6 +399,11 @@ def test_gradient_checkpointing_changes_no_gradient(kind, options):
 
 WRONG = [
     ({"self_attention_layer_type": "linear"}, "self_attention_layer_type: 'linear' must be one of mha, gqa, mla"),
+    ({"src_attention_layer_type": "mtla"}, "src_attention_layer_type: 'mtla' must be one of mha, gqa, mla"),
+    (
+        {"self_attention_layer_type": "mtla", "self_attention_conf": {"down_rate": [2, 3]}},
+        r"self_attention_conf: down_rate: \[2, 3\] must be one number for all layers",
+    ),
     ({"src_attention_layer_type": "mlaa"}, "src_attention_layer_type: 'mlaa'"),
     (
         {"src_attention_layer_type": "gqa", "src_attention_conf": {"num_kv_heads": 3}},

@@ -55,7 +55,7 @@ def build(classes, name, seed=0, **conf):
 
 def choose(name, kind, position="abs_pos", **conf):
     key = ENCODERS[name].attention_key
-    sizes = {"attention_conf": {"kv_lora_rank": 6}} if kind == "mla" else {}
+    sizes = {"attention_conf": {"kv_lora_rank": 6}} if kind in ("mla", "mtla") else {}
     return build(ENCODERS, name, **{key: kind, "pos_enc_layer_type": position, **sizes, **conf})
 
 
@@ -181,7 +181,11 @@ WRONG = [
         {"selfattention_layer_type": "mlaa"},
         "selfattention_layer_type: 'mlaa' is unknown; .* mha, gqa, mla",
     ),
-    ("transformer", {"selfattention_layer_type": "rel_selfattn"}, "must be one of mha, gqa, mla, linear, selfattn"),
+    (
+        "transformer",
+        {"selfattention_layer_type": "rel_selfattn"},
+        "must be one of mha, gqa, mla, mtla, linear, selfattn",
+    ),
     ("branchformer", {"attention_layer_type": "linear"}, "rel_pos, but linear takes rope or abs_pos"),
     ("branchformer", {"attention_layer_type": "mla", "pos_enc_layer_type": "spiral"}, "pos_enc_layer_type: spiral"),
     ("branchformer", {"attention_conf": {"kv_lora_rank": 8}}, "attention_conf: .* but it is rel_selfattn"),

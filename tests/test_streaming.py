@@ -38,7 +38,7 @@ def build(name="conformer", kind="mla", position="rel_pos", chunk_size=4, left_c
     sizes = {"input_size": FEATURES, "output_size": D, "attention_heads": 4, "num_blocks": 2, "linear_units": 32}
     if name == "branchformer":
         del sizes["linear_units"]
-    options = {"attention_conf": {"kv_lora_rank": 6}} if kind == "mla" else {}
+    options = {"attention_conf": {"kv_lora_rank": 6}} if kind in ("mla", "mtla") else {}
     key = {ENCODERS[name].attention_key: kind, "pos_enc_layer_type": position}
     torch.manual_seed(0)
     encoder = ENCODERS[name](**{**sizes, **PLAIN[name], **key, **options, **conf}).eval()
@@ -80,7 +80,7 @@ def assert_same(ours, expected):
 @given(data=st.data())
 def test_piece_by_piece_gives_what_one_masked_pass_gives(name, kind, position, data):
     """Whatever the chunks, the cuts, and the lengths of the streams side by side."""
-    size = data.draw(st.sampled_from([1, 3, 4, 16, -1]), "chunk_size")
+    size = data.draw(st.sampled_from([2, 6, 4, 16, -1] if kind == "mtla" else [1, 3, 4, 16, -1]), "chunk_size")
     left = data.draw(st.sampled_from([0, 2, 7, -1]), "left_chunks")
     lengths = data.draw(st.lists(st.integers(1, 120), min_size=1, max_size=3).filter(lambda all_: max(all_) > 6))
     cut = st.sampled_from([0, 1, 3, 17, 40])
@@ -112,11 +112,11 @@ def test_a_frame_depends_on_its_chunk_and_what_was_before_and_on_nothing_after(n
 def test_an_attention_sees_so_many_chunks_to_the_left_and_no_more(kind):
     torch.manual_seed(0)
     attention = build_attention(kind, {}, d_model=32, num_heads=2, position="rope", dropout_rate=0.0).eval()
-    x = torch.randn(1, 12, 32)
-    out = attention.attend_in_chunks(x, None, None, Chunks(size=3, left=1))
+    x = torch.randn(1, 16, 32)
+    out = attention.attend_in_chunks(x, None, None, Chunks(size=4, left=1))
     for chunk in range(4):
-        queries, window = slice(3 * chunk, 3 * chunk + 3), slice(max(0, 3 * chunk - 3), 3 * chunk + 3)
-        alone = attention.attend(x[:, queries], attention.project_kv(x[:, window]), None, None)
+        queries, window = slice(4 * chunk, 4 * chunk + 4), slice(max(0, 4 * chunk - 4), 4 * chunk + 4)
+        alone = attention.attend(x[:, queries], attention.project_kv(x[:, window], start=window.start), None, None)
         torch.testing.assert_close(out[:, queries], alone)
 
 
@@ -148,7 +148,8 @@ def test_the_state_grows_to_its_bound_and_no_further(name, kind, position):
         encoder.forward_chunk(torch.randn(1, 16, FEATURES), state)
         sizes.append((state.attention_nbytes, state.convolution_nbytes, state.features_nbytes))
     assert len(set(sizes[4:])) == 1
-    numbers = {"mha": 2 * D, "gqa": 2 * D // 4, "mla": 6 + (2 if position == "rope" else 0)}
+    latent = 6 + (2 if position == "rope" else 0)
+    numbers = {"mha": 2 * D, "gqa": 2 * D // 4, "mla": latent, "mtla": latent / 2}
     if kind == "linear":
         assert sizes[-1][0] == 4 * 2 * 4 * (4 + 1) * 4  # bytes, layers, heads (d_head + 1) d_head
     else:
@@ -435,6 +436,21 @@ WRONG = [
     (
         {"selfattention_layer_type": "linear", "attention_conf": {}, "pos_enc_layer_type": "rope"},
         "left_chunks: 2, but linear attention sums over all",
+    ),
+    (
+        {"kind": "mtla", "chunk_size": 3},
+        "chunk_size: 3, but the attention merges 2 frames: it must be a multiple of that",
+    ),
+    (
+        {"kind": "mtla", "streaming": {"chunk_size": 4, "left_chunks": 1, "dynamic_chunk_sizes": [4, 5]}},
+        r"dynamic_chunk_sizes: \[4, 5\], 2: sizes must be multiples of that, since the attention merges so many",
+    ),
+    (
+        {
+            "kind": "mtla",
+            "streaming": {"chunk_size": 4, "left_chunks": 1, "dynamic_chunk_sizes": {"min": 3, "max": 3}},
+        },
+        "dynamic_chunk_sizes: min 3, max 3, 2: sizes must be multiples of that",
     ),
 ]
 

@@ -13,8 +13,8 @@ LAYERS = 2
 class Search:
     """A beam search that knows the numbers of its hypotheses' tokens; a token's key is its number."""
 
-    def __init__(self, utterances: int):
-        self.tree, self.paths = TokenTree(), [[[]] for _ in range(utterances)]
+    def __init__(self, utterances: int, stride: int = 1):
+        self.tree, self.paths = TokenTree(stride=stride), [[[]] for _ in range(utterances)]
         self.held, self.number = torch.zeros(utterances, 1, 0).bool(), 0
 
     def step(self, beam: int) -> None:
@@ -23,36 +23,42 @@ class Search:
         new = torch.arange(self.number, self.number + rows.numel()).view(rows.shape)
         self.number += rows.numel()
         held = self.held.take_along_dim(rows[..., None], 1)
-        self.tree, held = self.tree.prepared(held, beam)
+        self.tree, held = self.tree.prepared(held, beam, len(self.paths[0][0]))
+        self.held, parents = self.tree.seen(held)
         for layer in range(LAYERS):
-            cache = FrameCache((new[:, None, :, None] + 0.5 * layer, new[..., None].repeat(1, 1, 3) + 0.5 * layer))
-            self.tree.append(layer, cache)
-        self.held = torch.cat((held, torch.eye(beam).bool().expand(len(rows), -1, -1)), -1)
-        self.tree.filled = self.held.shape[-1]
+            tensors = [new[..., None].repeat(1, 1, 3) * (1 + layer)]
+            if self.tree.stride == 1:  # only latents are merged
+                tensors.insert(0, new[:, None, :, None] * (1 + layer))
+            self.tree.append(layer, FrameCache(tuple(tensors)), parents)
+        self.tree.advance(beam)
         self.paths = [
             [[*paths[row], token] for row, token in zip(*pair)]
             for paths, *pair in zip(self.paths, rows.tolist(), new.tolist())
         ]
 
     def check(self) -> None:
-        """Each hypothesis sees the tokens of its path in each layer's tensors, and no others."""
+        """Each hypothesis sees the tokens of its path in each layer's tensors, merged where they are, and no others."""
+        width, stride = self.held.shape[-1], self.tree.stride
         for layer, cache in enumerate(self.tree.trimmed()):
-            width = self.held.shape[-1]
-            keys, latents = cache.tensors[0][:, 0, :width, 0], cache.tensors[1][:, :width, 0]
-            for utterance, paths in enumerate(self.paths):
-                for hypothesis, path in enumerate(paths):
-                    for seen in (keys, latents):
-                        numbers = seen[utterance][self.held[utterance, hypothesis]] - 0.5 * layer
-                        assert sorted(numbers.int().tolist()) == path
+            for tensor in cache.tensors:
+                entries = tensor[:, :width, 0] if tensor.dim() == 3 else tensor[:, 0, :width, 0]
+                for utterance, paths in enumerate(self.paths):
+                    for hypothesis, path in enumerate(paths):
+                        seen = entries[utterance][self.held[utterance, hypothesis]] // (1 + layer)
+                        merged = [sum(path[at : at + stride]) for at in range(0, len(path), stride)]
+                        assert sorted(seen.tolist()) == sorted(merged)
 
 
 @settings(max_examples=30, deadline=None)
 @given(
-    utterances=st.integers(1, 3), beams=st.lists(st.integers(1, 6), min_size=1, max_size=40), seed=st.integers(0, 99)
+    utterances=st.integers(1, 3),
+    beams=st.lists(st.integers(1, 6), min_size=1, max_size=40),
+    stride=st.integers(1, 3),
+    seed=st.integers(0, 99),
 )
-def test_each_hypothesis_sees_its_own_tokens_whatever_was_pruned(utterances, beams, seed):
+def test_each_hypothesis_sees_its_own_tokens_whatever_was_pruned(utterances, beams, stride, seed):
     torch.manual_seed(seed)
-    search = Search(utterances)
+    search = Search(utterances, stride)
     for beam in beams:
         search.step(beam)
         search.check()
@@ -73,7 +79,7 @@ def test_an_earlier_state_sees_nothing_of_what_later_ones_append():
     search.tree, search.held, search.paths = before
     search.step(4)  # on another way, on a tree of its own
     search.check()
-    assert search.tree is not before[0] and len(search.tree.caches[0]) < 60
+    assert search.tree is not before[0] and search.tree.caches[0].entries < 60
 
 
 def test_it_is_made_anew_now_and_then_and_holds_little_more_than_is_seen():
@@ -83,6 +89,6 @@ def test_it_is_made_anew_now_and_then_and_holds_little_more_than_is_seen():
         search.step(10)
         if not made or made[-1] is not search.tree:
             made.append(search.tree)
-        assert len(search.tree.caches[0]) <= 2 * search.held.any(1).sum() + ROOM * 10
+        assert search.tree.caches[0].entries <= 2 * search.held.any(1).sum() + ROOM * 10
     assert len(made) < 200 / ROOM + 2
-    assert len(search.tree.caches[0]) < 200 * 10 / 4
+    assert search.tree.caches[0].entries < 200 * 10 / 4

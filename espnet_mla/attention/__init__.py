@@ -1,4 +1,4 @@
-"""What an attention is: `mha`, `gqa`, `mla` and `linear`, in plain PyTorch."""
+"""What an attention is: `mha`, `gqa`, `mla`, `mtla` and `linear`, in plain PyTorch."""
 
 import inspect
 from collections.abc import Mapping
@@ -11,11 +11,13 @@ from espnet_mla.attention.chunks import ALL, Chunks
 from espnet_mla.attention.context import AttentionContext, attention_context, using_context
 from espnet_mla.attention.gqa import GQA, MHA
 from espnet_mla.attention.linear import Linear
+from espnet_mla.attention.merged import MergedCache
 from espnet_mla.attention.mla import MLA
+from espnet_mla.attention.mtla import MTLA
 from espnet_mla.attention.positions import CachedPosition
 from espnet_mla.attention.tree import Past, TokenTree
 
-ATTENTIONS: dict[str, type[Attention]] = {"mha": MHA, "gqa": GQA, "mla": MLA, "linear": Linear}
+ATTENTIONS: dict[str, type[Attention]] = {"mha": MHA, "gqa": GQA, "mla": MLA, "mtla": MTLA, "linear": Linear}
 
 # Options of which a layer has several numbers.
 _LISTS = ("rope_frequencies",)
@@ -116,6 +118,7 @@ __all__ = [
     "CachedPosition",
     "Chunks",
     "FrameCache",
+    "MergedCache",
     "Past",
     "RunningState",
     "TokenTree",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from espnet_mla.attention.cache import Cache
 from espnet_mla.attention.chunks import Chunks
 from espnet_mla.attention.context import attention_context
-from espnet_mla.attention.positions import CachedPosition
+from espnet_mla.attention.positions import CachedPosition, KeyPlaces
 from espnet_mla.attention.softmax import PositionTerm, softmax_attention
 from espnet_mla.attention.tree import Past
 
@@ -52,12 +52,13 @@ class Attention(nn.Module):
         """The choice in the configuration."""
         return type(self).__name__.lower()
 
-    def project_kv(self, x: Tensor, mask: Tensor | None = None) -> Cache:
+    def project_kv(self, x: Tensor, mask: Tensor | None = None, start: Tensor | int = 0) -> Cache:
         """Make the cache of the frames x.
 
         Args:
             x: (b, t, d).
             mask: (b, 1, t), true for real frames. Only an attention that sums over frames needs it here.
+            start: how many frames came before x; or of each row, (b,). Only an attention that merges frames needs it.
         """
         raise NotImplementedError
 
@@ -86,6 +87,12 @@ class Attention(nn.Module):
             (b, t_q, d).
         """
         raise NotImplementedError
+
+    def attend_to_frames(
+        self, query: Tensor, x: Tensor, position: Tensor | None, mask: Tensor | None, self_attention: bool
+    ) -> Tensor:
+        """Attend to frames x (b, t_k, d) of which nothing is cached; other arguments as in `attend`."""
+        return self.attend(query, self.project_kv(x, mask), position, mask, self_attention=self_attention)
 
     def attend_in_chunks(self, x: Tensor, position: Tensor | None, mask: Tensor | None, chunks: Chunks) -> Tensor:
         """Attend from every frame of x (b, t, d) to the chunks that are visible to it, all chunks in one masked pass.
@@ -128,10 +135,9 @@ class Attention(nn.Module):
         self_attention = query is key
         if self_attention and (context := attention_context()) is not None:
             return context.attend(self, query, position[0] if position else None, mask)
-        kv = self.project_kv(key[:1] if expand_kv else key, mask)
         if expand_kv:
-            return attend_to_cache(self, query, kv, mask)
-        return self.attend(query, kv, position[0] if position else None, mask, self_attention=self_attention)
+            return attend_to_cache(self, query, self.project_kv(key[:1], mask), mask)
+        return self.attend_to_frames(query, key, position[0] if position else None, mask, self_attention)
 
 
 def is_cached(key: Tensor | Cache, mask: Tensor | Past | None) -> bool:
@@ -185,6 +191,7 @@ class SoftmaxAttention(Attention):
         mask: Tensor | None,
         self_attention: bool,
         to_keys: Callable[[Tensor], Tensor] = lambda q: q,
+        places: KeyPlaces | None = None,
     ) -> Tensor:
         """Softmax attention, with the position term where `self.position` is rel_pos.
 
@@ -194,6 +201,7 @@ class SoftmaxAttention(Attention):
             v: (b, h or fewer, t_k, d_value).
             position, mask, self_attention: as in `attend`.
             to_keys: carries queries into the space of the keys, where that is not theirs: d_query -> d_key.
+            places: where the keys stand, if not at every frame.
 
         Returns:
             (b, h, t_q, d_value).
@@ -211,7 +219,7 @@ class SoftmaxAttention(Attention):
             else:
                 p = self.linear_pos(position)
             p = p.unflatten(-1, (self.num_heads, -1)).permute(0, 2, 3, 1)
-            term = PositionTerm((q + self.pos_bias_v.unsqueeze(-2)) * scale, p)
+            term = PositionTerm((q + self.pos_bias_v.unsqueeze(-2)) * scale, p, places)
             q = q + self.pos_bias_u.unsqueeze(-2)
         dropout = self.dropout_rate if self.training else 0.0
         return softmax_attention(to_keys(q), k, v, term, mask, scale, dropout, self_attention)

@@ -31,6 +31,11 @@ class FrameCache:
 
     def __len__(self) -> int:
         """The number of frames held."""
+        return self.entries
+
+    @property
+    def entries(self) -> int:
+        """The number of entries held."""
         return self.tensors[0].shape[-2]
 
     @property
@@ -38,11 +43,15 @@ class FrameCache:
         """The size of the batch."""
         return len(self.tensors[0])
 
+    def first(self, entries: int) -> Self:
+        """The first so many entries, a view."""
+        return replace(self, tensors=tuple(tensor[..., :entries, :] for tensor in self.tensors))
+
     def values(self) -> tuple[Tensor, ...]:
         """The tensors that attentions attend to."""
         return self.tensors if self.stored is None else self.stored.load(self.tensors)
 
-    def stored_as(self, cache_dtype: str | None) -> "FrameCache":
+    def stored_as(self, cache_dtype: str | None) -> Self:
         """The cache, kept in one of `CACHE_TYPES`; itself where that is None.
 
         Raises:
@@ -50,23 +59,23 @@ class FrameCache:
         """
         if self.stored is None and cache_dtype is not None:
             stored = Stored.of(self.tensors, cache_dtype)
-            return FrameCache(stored.store(self.tensors), stored)
+            return replace(self, tensors=stored.store(self.tensors), stored=stored)
         if self.stored is not None and self.stored.name != cache_dtype:
             raise ValueError(f"cache_dtype: {cache_dtype}: this cache is kept in {_name(self)}")
         return self
 
-    def append(self, other: "FrameCache") -> "FrameCache":
+    def append(self, other: Self) -> Self:
         """The frames of `self`, then those of `other`, which are kept as those of `self`."""
         new = other.tensors
         if self.stored is not None and other.stored is None:
             new = self.stored.store(new)
         elif other.stored != self.stored:
             raise ValueError(f"cache_dtype: {_name(other)}: this cache is kept in {_name(self)}")
-        return FrameCache(tuple(torch.cat(pair, dim=-2) for pair in zip(self.tensors, new, strict=True)), self.stored)
+        return replace(self, tensors=tuple(torch.cat(pair, dim=-2) for pair in zip(self.tensors, new, strict=True)))
 
-    def select(self, rows: Tensor) -> "FrameCache":
+    def select(self, rows: Tensor) -> Self:
         """The rows (int64, one axis) of the batch, in that order; a row may come several times."""
-        return FrameCache(tuple(tensor.index_select(0, rows) for tensor in self.tensors), self.stored)
+        return replace(self, tensors=tuple(tensor.index_select(0, rows) for tensor in self.tensors))
 
     @staticmethod
     def join(caches: Sequence["FrameCache"]) -> "FrameCache":
@@ -75,23 +84,21 @@ class FrameCache:
         Raises:
             ValueError: they are not kept in the same.
         """
-        time, first = max(map(len, caches)), caches[0]
+        time, first = max(cache.entries for cache in caches), caches[0]
         if other := next((cache for cache in caches if cache.stored != first.stored), None):
             raise ValueError(f"caches of one batch must be kept in the same, not in {first.stored} and {other.stored}")
-        return FrameCache(
-            tuple(
-                torch.cat([nn.functional.pad(tensor, (0, 0, time - tensor.shape[-2], 0)) for tensor in tensors])
-                for tensors in zip(*(cache.tensors for cache in caches), strict=True)
-            ),
-            first.stored,
+        joined = tuple(
+            torch.cat([nn.functional.pad(tensor, (0, 0, time - tensor.shape[-2], 0)) for tensor in tensors])
+            for tensors in zip(*(cache.tensors for cache in caches), strict=True)
         )
+        return replace(first, tensors=joined)
 
-    def keep_last(self, frames: int) -> "FrameCache":
+    def keep_last(self, frames: int) -> Self:
         """At most the last `frames` frames, in memory of their own."""
         if len(self) <= frames:
             return self
         start = len(self) - frames
-        return FrameCache(tuple(tensor.narrow(-2, start, frames).clone() for tensor in self.tensors), self.stored)
+        return replace(self, tensors=tuple(tensor[..., start:, :].clone() for tensor in self.tensors))
 
     @property
     def nbytes(self) -> int:
@@ -99,7 +106,7 @@ class FrameCache:
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
-    def nbytes_per_frame(self) -> int:
+    def nbytes_per_frame(self) -> float:
         """Bytes for one frame of one utterance, scales included."""
         return sum(tensor.shape[1:-2].numel() * tensor.shape[-1] * tensor.element_size() for tensor in self.tensors)
 
@@ -243,4 +250,4 @@ class Cache(Protocol):
     def nbytes(self) -> int: ...
 
     @property
-    def nbytes_per_frame(self) -> int: ...
+    def nbytes_per_frame(self) -> float: ...

@@ -44,7 +44,7 @@ class GQA(SoftmaxAttention):
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (b, heads, t, d_head)
 
-    def project_kv(self, x: Tensor, mask: Tensor | None = None) -> FrameCache:
+    def project_kv(self, x: Tensor, mask: Tensor | None = None, start: Tensor | int = 0) -> FrameCache:
         return FrameCache((self._heads(self.linear_k(x)), self._heads(self.linear_v(x))))
 
     def attend(

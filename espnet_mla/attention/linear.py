@@ -42,7 +42,7 @@ class Linear(Attention):
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, self.d_head)).transpose(1, 2)  # (b, h, t, d_head)
 
-    def project_kv(self, x: Tensor, mask: Tensor | None = None) -> RunningState:
+    def project_kv(self, x: Tensor, mask: Tensor | None = None, start: Tensor | int = 0) -> RunningState:
         if mask is not None and mask.shape[1] != 1:
             raise ValueError(
                 f"linear attention sums over frames once for all queries: its mask is (batch, 1, time), "

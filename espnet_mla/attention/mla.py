@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from espnet_mla.attention.base import SoftmaxAttention
 from espnet_mla.attention.cache import FrameCache
-from espnet_mla.attention.positions import CachedPosition, rotary_rates, rotate
+from espnet_mla.attention.positions import CachedPosition, KeyPlaces, rotary_rates, rotate
 
 
 class MLA(SoftmaxAttention):
@@ -110,7 +110,7 @@ class MLA(SoftmaxAttention):
             if not 0 <= number < self.d_head // 2:
                 raise ValueError(f"rope_frequencies: {number} must be from 0 to {self.d_head // 2 - 1}")
 
-    def project_kv(self, x: Tensor, mask: Tensor | None = None) -> FrameCache:
+    def project_kv(self, x: Tensor, mask: Tensor | None = None, start: Tensor | int = 0) -> FrameCache:
         latent = self.kv_norm(self.linear_kv_down(x))
         if self.position == "rope":
             return FrameCache((latent, self.linear_k_rope(x)))
@@ -134,6 +134,26 @@ class MLA(SoftmaxAttention):
         self_attention: bool = False,
     ) -> Tensor:
         latent, *rotary = kv.values()
+        return self.attend_to_latents(query, latent, rotary, position, mask, self_attention)
+
+    def attend_to_latents(
+        self,
+        query: Tensor,
+        latent: Tensor,
+        rotary: Sequence[Tensor],
+        position: Tensor | CachedPosition | None,
+        mask: Tensor | None,
+        self_attention: bool = False,
+        places: KeyPlaces | None = None,
+    ) -> Tensor:
+        """Attend to latents.
+
+        Args:
+            latent: (b, t_k, rank).
+            rotary: with rope the keys W_kr x, (b, t_k, qk_rope_head_dim); else none.
+            places: where they stand, if not at every frame.
+            Others as in `attend`.
+        """
         time_q, time_k = query.shape[1], latent.shape[1]
         if self.q_lora_rank:
             query = self.linear_q_down(query)
@@ -141,7 +161,7 @@ class MLA(SoftmaxAttention):
         k_rope = None
         if self.position == "rope":
             q, q_rope = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), dim=-1)
-            q_rope, k_rope = rotate(q_rope, self._rates), rotate(rotary[0].unsqueeze(1), self._rates)
+            q_rope, k_rope = rotate(q_rope, self._rates), rotate(rotary[0].unsqueeze(1), self._rates, places)
             q = torch.cat((q, q_rope), dim=-1)
         # A quantised layer has no weight that could be absorbed.
         plain = isinstance(self.linear_k_up.weight, Tensor) and isinstance(self.linear_v_up.weight, Tensor)
@@ -151,7 +171,7 @@ class MLA(SoftmaxAttention):
             shared = latent.unsqueeze(1)  # (b, 1, t_k, rank)
             if k_rope is not None:
                 shared = torch.cat((shared, k_rope.to(shared.dtype)), dim=-1)
-            summed = self.weighted_sum(q, shared, shared, position, mask, self_attention, self._to_latent_space)
+            summed = self.weighted_sum(q, shared, shared, position, mask, self_attention, self._to_latent_space, places)
             w_uv = self.linear_v_up.weight.unflatten(0, (self.num_heads, -1))  # (h, v_head_dim, rank)
             out = summed[..., : self.kv_lora_rank] @ w_uv.transpose(-1, -2)
         else:
@@ -161,7 +181,7 @@ class MLA(SoftmaxAttention):
             )
             if k_rope is not None:
                 k = torch.cat((k, k_rope.to(k.dtype).expand(-1, self.num_heads, -1, -1)), dim=-1)
-            out = self.weighted_sum(q, k, v, position, mask, self_attention)  # (b, h, t_q, v_head_dim)
+            out = self.weighted_sum(q, k, v, position, mask, self_attention, places=places)  # (b, h, t_q, v_head_dim)
         return self.linear_out(out.transpose(1, 2).flatten(-2))
 
     def _to_latent_space(self, q: Tensor) -> Tensor:

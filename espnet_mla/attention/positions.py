@@ -5,11 +5,24 @@ frames. Only differences matter, so nothing changes when a stream's old frames a
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 ROPE_BASE = 10000.0
+
+
+class KeyPlaces(NamedTuple):
+    """Where keys stand that are not one for each frame.
+
+    Args:
+        window: frames of the window.
+        frame: of each key, counted from the window's first, (t_k,), int64.
+    """
+
+    window: int
+    frame: Tensor
 
 
 type Rates = tuple[float, ...]
@@ -21,7 +34,7 @@ def rotary_rates(size: int) -> Rates:
     return tuple(ROPE_BASE ** (-2 * i / size) for i in range(size // 2))
 
 
-def rotate(x: Tensor, rates: Rates | None = None) -> Tensor:
+def rotate(x: Tensor, rates: Rates | None = None, places: "KeyPlaces | None" = None) -> Tensor:
     """Turn each pair (i, i + d/2) of x's last axis by its rotary angle (Su et al. 2021, eq. 34, in halves).
 
     The last frame stands at 0, the one before it at -1, and so on: queries that are the last frames of a window have
@@ -30,8 +43,11 @@ def rotate(x: Tensor, rates: Rates | None = None) -> Tensor:
     Args:
         x: (..., time, d), d even.
         rates: of the d/2 pairs; None for `rotary_rates(d)`.
+        places: where the keys x stand, if not at every frame.
     """
-    return _turn(x, *_cos_sin(1 - x.shape[-2], 1, x, rates))
+    if places is None:
+        return _turn(x, *_cos_sin(1 - x.shape[-2], 1, x, rates))
+    return _turn(x, *(table[places.frame] for table in _cos_sin(1 - places.window, 1, x, rates)))
 
 
 def rotate_back(x: Tensor, frames: int) -> Tensor:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from espnet_mla.attention.positions import relative_shift
+from espnet_mla.attention.positions import KeyPlaces, relative_shift
 
 # How many queries the position term is made for at a time on a CPU, and how many are not worth a second block.
 # Measured with benchmarks/position_term.py on 2 cores with 1 MiB of second-level cache each; PyTorch's fused kernel
@@ -36,14 +36,20 @@ class PositionTerm(NamedTuple):
     Args:
         q: queries with their bias v, scaled, (b, h, t_q, d).
         p: projected sinusoids, (1, h, d, t_q + t_k - 1), for distances from t_k - 1 down to 1 - t_q.
+        places: where the keys stand, if not at every frame of a window, whose frames t_k is then the number of.
     """
 
     q: Tensor
     p: Tensor
+    places: KeyPlaces | None = None
 
     def rows(self, start: int, end: int, time_k: int, width: int) -> Tensor:
         """The term of queries start to end, (b, h, end - start, width); what is beyond t_k columns means nothing."""
         last = self.q.shape[-2]
+        if self.places is not None:
+            window, frame = self.places
+            term = PositionTerm(self.q, self.p).rows(start, end, window, window)
+            return term.index_select(-1, nn.functional.pad(frame, (0, width - time_k)))
         p = self.p[..., last - end : last - start + time_k - 1]
         if width > time_k:
             p = nn.functional.pad(p, (0, width - time_k))

@@ -279,7 +279,7 @@ def _cache(attention: Any) -> Cache:
     return cache_of(attention, torch.zeros(1, 1, attention.linear_out.out_features))
 
 
-def _bytes_per_frame(attention: Any) -> int:
+def _bytes_per_frame(attention: Any) -> float:
     return _cache(attention).nbytes_per_frame
 
 

@@ -68,7 +68,7 @@ class CacheReport:
         return "token" if self.part == "decoder_self" else "frame"
 
     @property
-    def bytes_per_frame(self) -> list[int]:
+    def bytes_per_frame(self) -> list[float]:
         """Of each layer; for a token where that is the unit."""
         return [cache.nbytes_per_frame for cache in self.caches]
 

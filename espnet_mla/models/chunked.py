@@ -194,6 +194,7 @@ class ChunkStep:
         device: torch.device,
     ):
         self.position, self.window = position, stream.chunks.window
+        self._start = torch.tensor(stream.frames, device=device)
         self._before, self._names = stream, names
         self.attention: dict[str, Cache] = {}
         self.convolution: dict[str, FrameCache] = {}
@@ -208,7 +209,7 @@ class ChunkStep:
     def attend(self, attention: Attention, x: Tensor, position: Tensor | None, mask: Tensor | None) -> Tensor:
         """As `AttentionContext.attend`; position and mask, which the encoder made for x alone, are not needed."""
         name = self._names[attention]
-        kv = self._before.attention[name].append(attention.project_kv(x, self._new))
+        kv = self._before.attention[name].append(attention.project_kv(x, self._new, self._start))
         self.attention[name] = kv if self.window is None else kv.keep_last(self.window)
         return attention.attend(x, kv, self.position, self._mask)
 

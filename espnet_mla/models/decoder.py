@@ -7,6 +7,7 @@ Parameters, layers and beam search are ESPnet's.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -20,8 +21,9 @@ from espnet_mla.attention.base import attend_to_cache, is_cached
 from espnet_mla.attention.softmax import softmax_attention
 from espnet_mla.models.signature import extended
 
-# What a decoder can have: linear attention would need a causal state in training too.
-CHOICES = ("mha", "gqa", "mla")
+# What a decoder can have: linear attention would need a causal state in training too, and mtla to know the padding of
+# the speech before it is told.
+CHOICES = {"self": ("mha", "gqa", "mla", "mtla"), "src": ("mha", "gqa", "mla")}
 
 
 class CacheBytes(NamedTuple):
@@ -94,12 +96,12 @@ class CachedMultiHeadedAttention(MultiHeadedAttention):
 class TransformerDecoder(transformer_decoder.TransformerDecoder):
     """Transformer decoder (Vaswani et al. 2017) that scores the tokens of a beam search with a KV cache.
 
-    New keys: `self_attention_layer_type` and `src_attention_layer_type`, each mha (the default), gqa or mla, with their
-    options in `self_attention_conf` and `src_attention_conf`. mha is ESPnet's own: the network, its training and its
-    checkpoints stay what they are without this class.
+    New keys: `self_attention_layer_type`, which is mha (the default), gqa, mla or mtla, and `src_attention_layer_type`,
+    which is one of the first three, with their options in `self_attention_conf` and `src_attention_conf`. mha is
+    ESPnet's own: the network, its training and its checkpoints stay what they are without this class.
 
     Raises:
-        ValueError: an unknown attention or option, a size that can't work, or ESPnet's qk_norm with gqa or mla.
+        ValueError: an unknown attention or option, a size that can't work, or ESPnet's qk_norm with another than mha.
     """
 
     _new: ClassVar[dict[str, object]] = {
@@ -245,23 +247,22 @@ class TransformerDecoder(transformer_decoder.TransformerDecoder):
         return [layer.src_attn.project_kv(x).stored_as(self.cache_dtype) for layer in self.decoders]
 
     def _tree(self) -> TokenTree:
-        return TokenTree(cache_dtype=self.cache_dtype)
+        return TokenTree(self.cache_dtype, getattr(self.decoders[0].self_attn, "down_rate", 1))
 
     def _advance(self, ys: Tensor, state: DecodingState, mask: Tensor | None) -> tuple[Tensor, Tensor, DecodingState]:
         """Log probabilities, hidden state and the next state, after the tokens that `state` does not hold yet."""
         utterances, tree, held, done = state.source[0].rows, state.tokens, state.held, state.length
-        if not tree:
+        if not tree.holds(done):
             tree, held, done = self._tree(), _none_held(len(ys), ys), 0
         beam = len(ys) // utterances
         held = held.view(utterances, beam, held.shape[-1])
-        newest = torch.eye(beam, dtype=torch.bool, device=ys.device).expand(utterances, -1, -1)
-        for length in range(done + 1, ys.shape[1] + 1):
-            x = self.embed(ys[:, :length])[:, -1:]
-            tree, held = tree.prepared(held, beam)
-            held = torch.cat((held, newest), dim=-1)
+        for length in range(done, ys.shape[1]):
+            x = self.embed(ys[:, : length + 1])[:, -1:]
+            tree, held = tree.prepared(held, beam, length)
+            held, parents = tree.seen(held)
             for number, (layer, source) in enumerate(zip(self.decoders, state.source, strict=True)):
-                x, *_ = layer(x, Past(tree, number, held), source, mask)
-            tree.filled = held.shape[-1]
+                x, *_ = layer(x, Past(tree, number, held, parents), source, mask)
+            tree.advance(beam)
         self.cache_bytes = CacheBytes(
             max(self.cache_bytes.self_attention, sum(kv.nbytes for kv in tree.trimmed())),
             max(self.cache_bytes.source_attention, sum(kv.nbytes for kv in state.source)),
@@ -290,8 +291,10 @@ def _view(x: Tensor) -> tuple:
 
 
 def _check(part: str, kind: str, options: dict, qk_norm: bool) -> None:
-    if kind not in CHOICES:
-        raise ValueError(f"{part}_attention_layer_type: {kind!r} must be one of {', '.join(CHOICES)}")
+    if kind not in CHOICES[part]:
+        raise ValueError(f"{part}_attention_layer_type: {kind!r} must be one of {', '.join(CHOICES[part])}")
+    if isinstance(options, Mapping) and isinstance(options.get("down_rate"), list):
+        raise ValueError(f"{part}_attention_conf: down_rate: {options['down_rate']} must be one number for all layers")
     if kind == "mha" and options:
         raise ValueError(f"{part}_attention_conf: {options}: {part}_attention_layer_type: mha has no options")
     if kind != "mha" and qk_norm:

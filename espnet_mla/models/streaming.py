@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,24 @@ class Streaming:
     chunks: Chunks
     sizes: Sequence[int] = ()
     full_context: float = 0.0
+
+    def in_steps(self, step: int) -> "Streaming":
+        """With those sizes of a range alone that are multiples of `step`.
+
+        Raises:
+            ValueError: there is none, or a size of a list is none.
+        """
+        sizes, of = self.sizes, "must be multiples of that, since the attention merges so many frames"
+        if not isinstance(sizes, range):
+            if any(size != ALL and size % step for size in sizes):
+                raise ValueError(f"streaming: dynamic_chunk_sizes: {sizes}, {step}: sizes {of}")
+            return self
+        multiples = range(sizes.start + -sizes.start % step, sizes.stop, step)
+        if not multiples:
+            raise ValueError(
+                f"streaming: dynamic_chunk_sizes: min {sizes.start}, max {sizes.stop - 1}, {step}: sizes {of}"
+            )
+        return replace(self, sizes=multiples)
 
     def draw(self) -> Chunks:
         """The chunks of a training batch (dynamic chunk training, U2, arXiv 2012.05481, section 3.2)."""
@@ -141,6 +159,8 @@ class StreamingEncoder(AbsEncoder):
                     if isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1:
                         setattr(parent, name, ChunkConv1d.of(module))
         self._positions: dict[tuple, CachedPosition] = {}
+        self._merged = math.lcm(*(getattr(attention, "down_rate", 1) for attention in self._attentions()))
+        self.streaming = self.streaming.in_steps(self._merged)
         self.set_chunks()
 
     def set_chunks(self, chunk_size: int | None = None, left_chunks: int | None = None) -> Chunks:
@@ -167,6 +187,10 @@ class StreamingEncoder(AbsEncoder):
         left = default.left if left is None else left_chunks(left, "left_chunks")
         if left != ALL and any(attention.name == "linear" for attention in self._attentions()):
             raise ValueError(f"left_chunks: {left}, but linear attention sums over all earlier frames: it must be -1")
+        if size != ALL and size % self._merged:
+            raise ValueError(
+                f"chunk_size: {size}, but the attention merges {self._merged} frames: it must be a multiple of that"
+            )
         return Chunks(size, left)
 
     @property
@@ -335,6 +359,8 @@ class StreamingEncoder(AbsEncoder):
 
     def _encode_rows(self, state: StreamState) -> tuple[Tensor, list[int]]:
         """`encode_chunk`, where every row has one."""
+        # A row that has ended within a group of merged frames leaves the others theirs.
+        state.past += -state.past % self._merged
         rate, span = self.subsampling
         size = max(map(len, state.features)) if state.chunks.size == ALL else state.chunks.size
         chunks = [features[: self.input_frames(size)] for features in state.features]

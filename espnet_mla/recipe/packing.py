@@ -5,6 +5,7 @@ import inspect
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -265,6 +266,6 @@ def _cache_section(layout: Layout) -> str:
     return CACHES.format(rate=rate, rows="\n".join(rows))
 
 
-def _range(sizes: list[int]) -> str:
+def _range(sizes: Sequence[float]) -> str:
     least, most = min(sizes), max(sizes)
     return f"{least:,}" if least == most else f"{least:,} to {most:,}"

@@ -18,6 +18,7 @@ from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask
 
 import espnet_mla
+from espnet_mla.attention import build_attention
 from espnet_mla.convert import factors, heads, layers, statistics
 from espnet_mla.convert.command import main
 from espnet_mla.convert.experiment import finetuning
@@ -86,8 +87,9 @@ def add(tag, **changed):
 
 
 def convert(tag, *options, output_dir, model="valid.acc.ave.pth"):
-    """The exit status of the command, and whether it left the folder."""
-    command = ["--asr_model_file", f"exp/asr_{tag}/{model}", *options, "--output_dir", str(output_dir)]
+    """The exit status of the command; of a tag's experiment, or of that in a folder."""
+    folder = tag if isinstance(tag, Path) else f"exp/asr_{tag}"
+    command = ["--asr_model_file", f"{folder}/{model}", *options, "--output_dir", str(output_dir)]
     try:
         return main(command)
     except SystemExit as ended:  # argparse's way
@@ -280,6 +282,64 @@ def test_a_wrong_option_for_rotary_positions_is_refused(capsys, tmp_path, messag
 def test_a_rotary_model_becomes_no_gqa(capsys, tmp_path):
     assert convert("conformer_rope", "--attention", "gqa", output_dir=tmp_path / "out") == 1
     assert "rope can't be converted to gqa" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("position", ["rel_pos", "rope", "abs_pos"])
+@pytest.mark.parametrize("down_rate", [2, 3])
+def test_merging_begins_with_the_mean_of_a_groups_latents(position, down_rate):
+    sizes = {"d_model": D, "num_heads": HEADS, "position": position, "dropout_rate": 0.0}
+    mla = build_attention("mla", {"kv_lora_rank": 6, "kv_norm": True}, **sizes)
+    options = layers.options_of(mla) | {"down_rate": down_rate}
+    mtla = build_attention("mtla", options, **sizes)
+    mtla.load_state_dict(layers.as_mtla(mla, down_rate))
+    x = torch.randn(1, 7, D)
+    latents = mla.project_kv(x).tensors[0]
+    merged = mtla.project_kv(x).tensors[0]
+    for number, group in enumerate(latents.split(down_rate, dim=1)):
+        torch.testing.assert_close(merged[:, number], group.sum(1) / down_rate)
+    merged.square().sum().backward()
+    assert mtla.linear_merge.weight.grad.abs().sum() > 0, "it can learn"
+
+
+def test_an_mla_model_becomes_an_mtla_one_with_half_its_cache(tmp_path):
+    """A streaming one, whose layers' ranks differ, and its decoder too."""
+    for source, name, *options in (
+        ("conformer_streaming", "encoder", "--kv_lora_rank", "6,8"),
+        (tmp_path / "encoder", "mla", "--kv_lora_rank", "8", "--modules", "decoder_self"),
+        (tmp_path / "mla", "mtla", "--attention", "mtla", "--modules", "encoder,decoder_self"),
+    ):
+        assert convert(source, *options, "--calibration", SPEECH, output_dir=tmp_path / name) == 0
+    found = record(tmp_path / "mtla")["layers"]
+    assert [layer["size"] for layer in found] == [2] * len(found)
+    assert [layer["bytes_before"] for layer in found][:3] == [24, 32, 32]
+    assert all(layer["bytes_after"] == layer["bytes_before"] / 2 for layer in found)
+    assert all(0 < layer["relative_error"] < 1 for layer in found)
+    config = yaml.safe_load((tmp_path / "mtla/config.yaml").read_text())
+    encoder, decoder = config["encoder_conf"], config["decoder_conf"]
+    assert encoder["selfattention_layer_type"] == decoder["self_attention_layer_type"] == "mtla"
+    assert encoder["attention_conf"]["kv_lora_rank"] == [6, 8] and encoder["streaming"]["chunk_size"] == 4
+    assert encoder["attention_conf"]["down_rate"] == decoder["self_attention_conf"]["down_rate"] == 2
+    heard(tmp_path / "mtla")
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "options"),
+    [
+        (1, "encoder_conf: selfattention_layer_type: mha can't be converted to mtla; what can is mla", ()),
+        (2, "--down_rate 1: a whole number of at least 2", ("--down_rate", "1")),
+        (2, "--down_rate: 3 numbers are given, but the encoder has 2 layers", ("--down_rate", "2,2,2")),
+        (2, "--kv_lora_rank: --attention mtla has no such option", ("--kv_lora_rank", "4")),
+        (1, "decoder_conf: src_attention_layer_type: mha can't be converted to mtla", ("--modules", "decoder_src")),
+    ],
+)
+def test_what_does_not_become_an_mtla_model_is_named(capsys, tmp_path, status, message, options):
+    source = "conformer_streaming"
+    if "2,2,2" in options:
+        source = tmp_path / "mla"
+        assert convert("conformer_streaming", "--kv_lora_rank", "4", output_dir=source) == 0
+    assert convert(source, "--attention", "mtla", *options, output_dir=tmp_path / "out") == status
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_streaming_model_that_forgets_becomes_no_linear_one(tmp_path, capsys):
@@ -734,6 +794,6 @@ def test_asr_train_takes_the_configuration_for_fine_tuning(tmp_path):
 
 
 def test_what_is_offered_is_what_there_is():
-    offered = {"mla": factors.METHODS, "gqa": heads.METHODS, "linear": ["copied"]}
+    offered = {"mla": factors.METHODS, "gqa": heads.METHODS, "mtla": ["averaged"], "linear": ["copied"]}
     assert tuple(layers._PARTS) == MODULES
     assert {kind: list(methods) for kind, methods in METHODS.items()} == {kind: list(m) for kind, m in offered.items()}

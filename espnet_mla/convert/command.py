@@ -26,7 +26,8 @@ METHOD_HELP = """\
 mla: attention (least error of what the attention puts out; the default with --calibration), covariance (of keys and
 values), joint (of the weights; the default without), split (of the weights of keys and of values apart). gqa: aligned
 (heads are turned until they agree, then pooled; the default with --calibration), mean (pooled as they are; the default
-without). linear: copied (the weights as they are, with rotary positions in place of relative ones)
+without). mtla, of an mla model: averaged (the latents of neighbouring frames). linear: copied (the weights as they
+are, with rotary positions in place of relative ones)
 """
 
 
@@ -105,13 +106,16 @@ def _spec(options: argparse.Namespace) -> ConversionSpec:
     modules = options.modules.split(",")
     if unknown := [name for name in modules if name not in MODULES]:
         raise UsageError(f"--modules {options.modules}: {unknown[0]!r} is unknown; valid are {', '.join(MODULES)}")
-    of = {"kv_lora_rank": "mla", "kv_budget": "mla", "qk_rope_head_dim": "mla", "num_kv_heads": "gqa"}
+    of = dict.fromkeys(("kv_lora_rank", "kv_budget", "qk_rope_head_dim"), "mla")
+    of |= {"num_kv_heads": "gqa", "down_rate": "mtla"}
     for name, attention in of.items():
         if getattr(options, name) is not None and options.attention != attention:
             raise UsageError(f"--{name}: --attention {options.attention} has no such option")
     sizes = None
     if options.attention == "gqa":
         sizes = _numbers("num_kv_heads", "1" if options.num_kv_heads is None else options.num_kv_heads)
+    elif options.attention == "mtla":
+        sizes = _numbers("down_rate", "2" if options.down_rate is None else options.down_rate, least=2)
     elif options.attention == "mla":
         if (options.kv_lora_rank is None) == (options.kv_budget is None):
             raise UsageError("--attention mla needs either --kv_lora_rank or --kv_budget")
@@ -133,14 +137,14 @@ def _spec(options: argparse.Namespace) -> ConversionSpec:
     )
 
 
-def _numbers(name: str, text: str) -> list[int]:
+def _numbers(name: str, text: str, least: int = 1) -> list[int]:
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         numbers = [0]
-    if min(numbers) < 1:
+    if min(numbers) < least:
         raise UsageError(
-            f"--{name} {text}: a whole number of at least 1, or a list of them, one for each layer: 64,48,48"
+            f"--{name} {text}: a whole number of at least {least}, or a list of them, one for each layer: 64,48,48"
         )
     return numbers
 
@@ -164,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
         help="mla, of a model with rope: size of the rotary key that all heads share (default: half of a head's)",
     )  # fmt: skip
     what.add_argument("--num_kv_heads", metavar="HEADS", help="gqa: heads of keys and values (default: 1)")
+    what.add_argument("--down_rate", metavar="FRAMES", help="mtla: frames that share a latent (default: 2)")
     what.add_argument(
         "--modules",
         metavar="PARTS",

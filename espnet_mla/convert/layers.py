@@ -1,7 +1,9 @@
 """The attentions of a model that can be converted, and what becomes of their parameters."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.attention import (
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 
 from espnet_mla.attention import ATTENTIONS, Attention
 from espnet_mla.attention.gqa import MHA
+from espnet_mla.attention.mla import MLA
+from espnet_mla.attention.mtla import MTLA
 from espnet_mla.common.errors import UserError
 from espnet_mla.convert.factors import Factors, Weights
 from espnet_mla.convert.heads import Pooled
@@ -21,8 +25,9 @@ from espnet_mla.convert.rotary import SharedKey
 from espnet_mla.models.decoder import CachedMultiHeadedAttention, TransformerDecoder
 from espnet_mla.models.encoders import ENCODERS, AttentionChoice
 
-type SourceAttention = MultiHeadedAttention | MHA
-"""The multi-head attentions that can be converted; RelPositionMultiHeadedAttention is one."""
+type SourceAttention = MultiHeadedAttention | MHA | MLA
+"""The attentions that can be converted: multi-head ones, of which RelPositionMultiHeadedAttention is one; and to mtla,
+latent ones."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,15 @@ _PARTS = {  # of `spec.MODULES`
 def _check(attention: nn.Module, part: Part, choice: str) -> None:
     """Refuse an attention that is not multi-head attention as `factors` understands it."""
     key = f"{part.conf}: {part.kind}"
+    if choice == "mtla":
+        if type(attention) is not MLA:
+            name = getattr(attention, "name", "selfattn")
+            raise UserError(
+                f"{key}: {name} can't be converted to mtla; what can is mla, which it is converted to first"
+            )
+        if part.name == "decoder_src":
+            raise UserError(f"{key}: mla can't be converted to mtla: the decoder's attention to the speech has no mtla")
+        return
     if isinstance(attention, LegacyRelPositionMultiHeadedAttention):
         raise UserError(
             f"{key}: legacy_rel_selfattn (rel_pos_type: legacy, which is ESPnet's default where the key is absent) "
@@ -211,6 +225,34 @@ def as_gqa(attention: SourceAttention, pooled: Pooled) -> dict[str, Tensor]:
     state["linear_out.weight"] = out.transpose(0, 1).flatten(1)
     state["linear_out.bias"] = _out_bias(attention, pooled.v_shift)
     return _cast(state, attention)
+
+
+def options_of(attention: MLA) -> dict[str, Any]:
+    """Those that a latent attention can be built from again."""
+    names = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "rope_frequencies")
+    options = {name: getattr(attention, name) for name in names if getattr(attention, name)}
+    if not isinstance(attention.kv_norm, nn.Identity):
+        options["kv_norm"] = True
+    if attention.rope_frequencies:
+        options["rope_frequencies"] = list(attention.rope_frequencies)
+    return options
+
+
+def as_mtla(attention: MLA, down_rate: int) -> dict[str, Tensor]:
+    """The parameters of the `mtla` that takes the place of an `mla`: its own; latents are averaged over their group.
+
+    Every weight is sigmoid(linear_merge(c) . linear_merge_pos(pe)) = 1 / down_rate, whatever c and pe: both have only
+    biases. The second's are no zeros, so that the first one learns.
+    """
+    new = MTLA(
+        **{**options_of(attention), "down_rate": down_rate},
+        d_model=attention.d_model, num_heads=attention.num_heads, position=attention.position,
+    )  # fmt: skip
+    place = torch.ones_like(new.linear_merge_pos.bias)
+    biases = {"linear_merge": -math.log(down_rate - 1) / len(place) * place, "linear_merge_pos": place}
+    merging = {f"{name}.bias": bias for name, bias in biases.items()}
+    merging |= {f"{name}.weight": torch.zeros_like(getattr(new, name).weight) for name in biases}
+    return _cast(attention.state_dict() | merging, attention)
 
 
 def as_linear(attention: SourceAttention) -> dict[str, Tensor]:

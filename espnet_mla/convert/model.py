@@ -39,7 +39,7 @@ class Converted:
 
     def table(self) -> str:
         """A line for each layer, in Markdown."""
-        size = {"mla": "rank", "gqa": "kv heads", "linear": "size"}[self.record["attention"]]
+        size = {"mla": "rank", "gqa": "kv heads", "mtla": "merged", "linear": "size"}[self.record["attention"]]
         lines = [
             f"| layer | {size} | bytes a frame before | after | energy kept | relative error of the output |",
             "| --- | --- | --- | --- | --- | --- |",
@@ -91,7 +91,8 @@ def convert(source: Source, spec: ConversionSpec, device: str = "cpu", prompt: P
     calibrated = None
     if speech:
         model.to(device)
-        collected, summary = _collect_statistics(model, args, old, speech)
+        # Those of an mla model are not needed: its latents stay as they are.
+        collected, summary = _collect_statistics(model, args, {} if spec.attention == "mtla" else old, speech)
         model.cpu()
         statistics.update(collected)
         calibrated = {"wav_scp": str(speech.path), **summary._asdict()}
@@ -134,8 +135,11 @@ def convert(source: Source, spec: ConversionSpec, device: str = "cpu", prompt: P
 
 def _check_sizes(spec: ConversionSpec, part: Part) -> None:
     attention, number = next(iter(part.attentions.values())), len(part.attentions)
-    d_model, num_heads = attention.linear_out.out_features, layers.heads_of(attention)
+    d_model = attention.linear_out.out_features
     if spec.attention == "linear":
+        return
+    if spec.attention == "mtla":
+        _check_number(spec, part, number)
         return
     if part.rotary:
         if not spec.calibration:
@@ -153,9 +157,8 @@ def _check_sizes(spec: ConversionSpec, part: Part) -> None:
                 "at least one for each is needed"
             )
         return
-    if len(spec.sizes) not in (1, number):
-        given = f"--{OPTION[spec.attention]}: {len(spec.sizes)} numbers are given"
-        raise UsageError(f"{given}, but the {part.name} has {number} layers")
+    _check_number(spec, part, number)
+    num_heads = layers.heads_of(attention)
     for size in spec.sizes:
         if spec.attention == "mla" and size > d_model:
             raise UsageError(
@@ -163,6 +166,13 @@ def _check_sizes(spec: ConversionSpec, part: Part) -> None:
             )
         if spec.attention == "gqa" and num_heads % size:
             raise UsageError(f"--num_kv_heads {size} must divide attention_heads ({num_heads})")
+
+
+def _check_number(spec: ConversionSpec, part: Part, layers: int) -> None:
+    assert spec.sizes is not None
+    if len(spec.sizes) not in (1, layers):
+        given = f"--{OPTION[spec.attention]}: {len(spec.sizes)} numbers are given"
+        raise UsageError(f"{given}, but the {part.name} has {layers} layers")
 
 
 def _collect_statistics(
@@ -261,7 +271,14 @@ def _to_linear(_: ConversionSpec, part: Part, _statistics: dict[str, Calibration
     return {name: Layer({}, layers.as_linear(attention), None) for name, attention in part.attentions.items()}
 
 
-_WAYS = {"mla": _to_mla, "gqa": _to_gqa, "linear": _to_linear}
+def _to_mtla(spec: ConversionSpec, part: Part, _: dict[str, CalibrationStatistics | None]) -> dict[str, Layer]:
+    return {
+        name: Layer({**layers.options_of(attention), "down_rate": rate}, layers.as_mtla(attention, rate), None)
+        for (name, attention), rate in zip(part.attentions.items(), _of_each(spec.sizes or [2], part), strict=True)
+    }
+
+
+_WAYS = {"mla": _to_mla, "gqa": _to_gqa, "mtla": _to_mtla, "linear": _to_linear}
 
 
 def _of_each(sizes: list[int], part: Part) -> list[int]:

@@ -13,11 +13,11 @@ from espnet_mla.trained import figures
 
 CONF = Path(__file__).parents[1] / "conf"
 ARCHITECTURES = ("conformer", "branchformer", "e_branchformer")
-KEPT = {"mha": 512, "gqa": 128, "mla": 64, "linear": 0}  # numbers a frame and layer
+KEPT = {"mha": 512, "gqa": 128, "mla": 64, "mtla": 32, "linear": 0}  # numbers a frame and layer
 STATE = 4 * (64 + 1) * 64  # numbers a layer that linear attention keeps for a stream: heads (d_head + 1) d_head
 PARAMETERS = {  # with BPE 5000; mha of Conformer and E-Branchformer are ESPnet's published 34.23 M and 38.47 M
-    "conformer": {"mha": 34_229_520, "gqa": 33_045_264, "mla": 33_240_336, "linear": 33_436_944},
-    "branchformer": {"mha": 30_589_200, "gqa": 29_404_944, "mla": 29_600_016, "linear": 29_796_624},
+    "conformer": {"mha": 34_229_520, "gqa": 33_045_264, "mla": 33_240_336, "mtla": 33_265_296, "linear": 33_436_944},
+    "branchformer": {"mha": 30_589_200, "gqa": 29_404_944, "mla": 29_600_016, "mtla": 29_624_976, "linear": 29_796_624},
     "e_branchformer": {"mha": 38_471_952, "gqa": 37_287_696, "mla": 37_482_768, "linear": 37_679_376},
 }
 
@@ -34,8 +34,7 @@ def load(architecture, kind):
     return yaml.safe_load((CONF / f"{architecture}_{kind}.yaml").read_text())
 
 
-@pytest.mark.parametrize("kind", KEPT)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "kind"), [(name, kind) for name in PARAMETERS for kind in PARAMETERS[name]])
 def test_a_conf_builds_a_model_of_the_size_and_the_cache_that_readme_says(architecture, kind, token_list):
     conf = str(CONF / f"{architecture}_{kind}.yaml")
     model = ASRTask.build_model(ASRTask.get_parser().parse_args(["--config", conf, "--token_list", token_list]))
@@ -50,21 +49,25 @@ def test_a_conf_builds_a_model_of_the_size_and_the_cache_that_readme_says(archit
     assert kept["fixed_bytes"] == (12 * 4 * STATE if kind == "linear" else 0)
 
 
-@pytest.mark.parametrize(("architecture", "parameters"), [("conformer", 32_251_152), ("branchformer", 28_610_832)])
+@pytest.mark.parametrize(
+    ("architecture", "kind", "parameters"),
+    [("conformer", "mla", 32_251_152), ("branchformer", "mla", 28_610_832), ("conformer", "mtla", 32_288_592)],
+)
 def test_a_conf_with_a_latent_decoder_differs_from_the_one_without_in_the_decoder_alone(
-    architecture, parameters, token_list
+    architecture, kind, parameters, token_list
 ):
-    name = f"{architecture}_mla_decoder"
-    conf, plain = yaml.safe_load((CONF / f"{name}.yaml").read_text()), load(architecture, "mla")
+    name = f"{architecture}_{kind}_decoder"
+    conf, plain = yaml.safe_load((CONF / f"{name}.yaml").read_text()), load(architecture, kind)
     model = ASRTask.build_model(
         ASRTask.get_parser().parse_args(["--config", str(CONF / f"{name}.yaml"), "--token_list", token_list])
     )
     attentions = [module for module in model.decoder.modules() if isinstance(module, Attention)]
-    assert [attention.name for attention in attentions] == ["mla"] * 12
+    assert [attention.name for attention in attentions] == [kind, "mla"] * 6
     assert all(attention.kv_lora_rank == 64 for attention in attentions)
-    for part in ("self", "src"):
-        assert conf["decoder_conf"].pop(f"{part}_attention_layer_type") == "mla"
-        assert conf["decoder_conf"].pop(f"{part}_attention_conf") == {"kv_lora_rank": 64}
+    for part, choice in (("self", kind), ("src", "mla")):
+        assert conf["decoder_conf"].pop(f"{part}_attention_layer_type") == choice
+        options = {"kv_lora_rank": 64} | ({"down_rate": 2} if choice == "mtla" else {})
+        assert conf["decoder_conf"].pop(f"{part}_attention_conf") == options
     assert conf == plain
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
@@ -77,7 +80,7 @@ def test_confs_of_an_architecture_differ_in_the_attention_alone(architecture):
             conf["encoder_conf"].pop(key, None)
         return conf
 
-    assert others("mha") == others("gqa") == others("mla") == others("linear")
+    assert all(others(kind) == others("mha") for kind in PARAMETERS[architecture])
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -193,10 +193,12 @@ def test_the_options_of_every_attention_are_those_of_the_code():
     page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
     section = page.split("### Options of each choice")[1].split("\n#")[0]
     documented: dict[str, dict[str, object]] = {}
-    for kind, option, default in re.findall(r"^\| `(\w+)` \| (?:`(\w+)`)? ?\| ?(\w*) ?\|", section, re.MULTILINE):
-        of = documented.setdefault(kind, {})
-        if option:
-            of[option] = yaml.safe_load({"none": "null"}.get(default, default))
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (?:`(\w+)`)? ?\| ?(\w*) ?\|", section, re.MULTILINE)
+    for kinds, option, default in rows:
+        for kind in re.findall(r"\w+", kinds):
+            of = documented.setdefault(kind, {})
+            if option:
+                of[option] = yaml.safe_load({"none": "null"}.get(default, default))
     assert documented == {kind: attention_options(kind) for kind in ATTENTIONS}
 
 

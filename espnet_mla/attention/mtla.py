@@ -19,7 +19,7 @@ PERIOD = 512
 
 
 class MTLA(MLA):
-    """Multi-head temporal latent attention (Deng and Woodland 2025, arXiv 2505.13544, section 4).
+    """Multi-head temporal latent attention (Deng and Woodland 2025, arXiv 2505.13544).
 
     ::
 

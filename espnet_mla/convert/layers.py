@@ -1,7 +1,7 @@
 """The attentions of a model that can be converted, and what becomes of their parameters."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,8 @@ from espnet_mla.convert.rotary import SharedKey
 from espnet_mla.models.decoder import CachedMultiHeadedAttention, TransformerDecoder
 from espnet_mla.models.encoders import ENCODERS, AttentionChoice
 
-type SourceAttention = MultiHeadedAttention | MHA | MLA
-"""The attentions that can be converted: multi-head ones, of which RelPositionMultiHeadedAttention is one; and to mtla,
-latent ones."""
+type SourceAttention = MultiHeadedAttention | MHA
+"""The multi-head attentions that can be converted; RelPositionMultiHeadedAttention is one."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +35,13 @@ class Part:
 
     Args:
         name: that --modules gives it.
-        attentions: name of the module -> module, a layer each.
+        attentions: name of the module -> module, a layer each: a `SourceAttention`, or for `mtla` an `MLA`.
         conf: the section of a configuration that it is built from.
         kind, options: the keys there of its attention's choice and of the choice's options.
     """
 
     name: str
-    attentions: dict[str, SourceAttention]
+    attentions: Mapping[str, Any]
     conf: str
     kind: str
     options: str

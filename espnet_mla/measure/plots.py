@@ -15,7 +15,7 @@ from espnet_mla.measure.comparison import Cell, Comparison, Row
 from espnet_mla.measure.tables import format_cell
 from espnet_mla.trained.describe import BYTES, DURATION, RATES, Column
 
-COLOURS = {"mha": "#4477aa", "gqa": "#228833", "mla": "#ee6677", "linear": "#ccbb44"}
+COLOURS = {"mha": "#4477aa", "gqa": "#228833", "mla": "#ee6677", "mtla": "#aa3377", "linear": "#ccbb44"}
 OTHER_COLOUR = "#777777"  # ESPnet's own attentions
 MARKERS = {"conformer": "o", "branchformer": "s", "e_branchformer": "^", "transformer": "D"}
 _STYLE: dict[Any, object] = {

@@ -26,7 +26,7 @@ CHOICES = [
     ("gqa", {"num_kv_heads": 2}),
     ("mla", {"kv_lora_rank": 6}),
     ("mtla", {"kv_lora_rank": 6}),
-    ("mtla", {"kv_lora_rank": 5, "down_rate": 3}),
+    ("mtla", {"kv_lora_rank": 6, "down_rate": 3}),
 ]
 
 

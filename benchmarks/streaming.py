@@ -8,8 +8,8 @@ costs in words.
 `speed` measures models with random weights, whose CTC is as undecided as can be, so that the search has as much to do
 as it ever has. What is compared runs by turns, and of each the median is shown.
 
-`wer` decodes every utterance with StreamingSpeech2Text, offline and at several latencies, with the text of CTC alone
-and rescored; through ESPnet's search, as stage 12 does; and ESPnet's contextual block models through ESPnet's own
+`wer` decodes every utterance with StreamingSpeech2Text, offline and at several latencies, with each final search;
+through ESPnet's search, as stage 12 does; and ESPnet's contextual block models through ESPnet's own
 Speech2TextStreaming, in pieces as long as their hop; on one core, on the test sets of the mini corpus. The models are
 trained by
 
@@ -35,6 +35,7 @@ from rapidfuzz.distance import Levenshtein
 import espnet_mla
 from espnet_mla.attention import CACHE_TYPES, Chunks
 from espnet_mla.models.latency import latency
+from espnet_mla.streaming.model import FINAL_SEARCHES
 
 CHUNK = 16  # frames
 FS = 16000
@@ -72,7 +73,7 @@ def by_turns(runs: dict[str, Callable[[], object]], turns: int) -> dict[str, flo
 
 def recogniser_of(speech2text: object, minutes: float, **options: object) -> tuple[object, Callable[[], object]]:
     """A recogniser after so many minutes of audio, and a function that gives it a chunk more."""
-    recogniser = espnet_mla.StreamingSpeech2Text(speech2text, rescoring=False, **options)
+    recogniser = espnet_mla.StreamingSpeech2Text(speech2text, final_search="ctc", **options)
     pieces = itertools.cycle(np.split(noise(10 * SECONDS), 10))
     for _ in range(round(minutes * 60 / SECONDS)):
         recogniser.accept(next(pieces))
@@ -136,7 +137,7 @@ def held(model: object, numbers: Sequence[int] = STREAMS, turns: int = 30, warm:
     """How many streams run in real time; the caches are full after the first `warm` turns."""
     print("\n| streams | seconds for 0.64 s of each, median | the longest |\n| --- | --- | --- |")
     for streams in numbers:
-        pool = espnet_mla.StreamPool(model, rescoring=False)
+        pool = espnet_mla.StreamPool(model, final_search="ctc")
         opened = [pool.open() for _ in range(streams)]
         sound = [itertools.cycle(np.split(noise(10 * SECONDS, number), 10)) for number in range(streams)]
         taken = []
@@ -229,7 +230,7 @@ def words(hear: Callable[[np.ndarray], str], data: dict[str, Utterances]) -> str
 
 
 def ours(model: object, size: int, final: str) -> Callable[[np.ndarray], str]:
-    recogniser = espnet_mla.StreamingSpeech2Text(model, chunk_size=size, rescoring=final == "rescored")
+    recogniser = espnet_mla.StreamingSpeech2Text(model, chunk_size=size, final_search=final)
     piece = round((SECONDS if size < 0 else size * recogniser.pool.model.frame_seconds) * FS)
 
     def hear(samples: np.ndarray) -> str:
@@ -292,9 +293,9 @@ def wer(recipe: Path, experiments: Sequence[str], sets: Sequence[str], sizes: Se
             continue
         for size in sizes:
             takes = "offline" if size < 0 else f"{latency(model.asr_model, FS, Chunks(size, 8)).milliseconds:g} ms"
-            for final in ("CTC", "rescored"):
+            for final in FINAL_SEARCHES[::-1]:
                 row(takes, final, ours(model, size, final))
-            row(takes, "searched", searched(model, size))
+            row(takes, "stage 12", searched(model, size))
 
 
 def main() -> None:

@@ -7,10 +7,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     from espnet2.bin.asr_inference import Speech2Text
 
     from espnet_mla.streaming.pool import StreamPool as StreamPool
     from espnet_mla.streaming.recogniser import StreamingSpeech2Text as StreamingSpeech2Text
+    from espnet_mla.trained.words import Word
 
 __version__ = "0.1.0"
 
@@ -44,6 +46,31 @@ def from_pretrained(source: str | os.PathLike[str], **options: Any) -> "Speech2T
     from espnet_mla.trained.pretrained import from_pretrained as load
 
     return load(source, **options)
+
+
+def words(speech2text: "Speech2Text", samples: "np.ndarray", hypothesis: tuple) -> "list[Word]":
+    """The words of a hypothesis, when they were spoken, and how sure they are.
+
+    ::
+
+        best = speech2text(samples)[0]
+        for word in espnet_mla.words(speech2text, samples, best):
+            print(word.start, word.end, word.text, word.confidence)
+
+    Args:
+        speech2text: of `from_pretrained`, of a model for speech recognition with a CTC branch.
+        samples: that it has heard, (time,).
+        hypothesis: one of those that it has returned.
+
+    Returns:
+        Those of the text, by its alignment to CTC's posteriors; none where CTC can't spell it in so few frames.
+
+    Raises:
+        UsageError, which is a ValueError: the model has no CTC branch.
+    """
+    from espnet_mla.trained.words import words_of
+
+    return words_of(speech2text, samples, hypothesis)
 
 
 def __getattr__(name: str) -> object:

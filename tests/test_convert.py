@@ -138,7 +138,7 @@ def test_a_streaming_model_streams_on_after_it_is_converted(tmp_path):
     assert convert("conformer_streaming", "--kv_lora_rank", str(D), output_dir=tmp_path / "full") == 0
     results, kept = {}, {}
     for place in ("exp/asr_conformer_streaming", tmp_path / "8", tmp_path / "full"):
-        recogniser = espnet_mla.StreamingSpeech2Text(place, rescoring=False)
+        recogniser = espnet_mla.StreamingSpeech2Text(place, final_search="ctc")
         recogniser.accept(experiment.samples(Path()))
         kept[place] = recogniser.stream.state.attention_nbytes
         results[place] = recogniser.finish()

@@ -15,6 +15,7 @@ from experiment import add_model, add_variant, samples
 
 import espnet_mla
 from espnet_mla import StreamingSpeech2Text, StreamPool
+from espnet_mla.common.errors import UsageError
 from espnet_mla.streaming.search import PrefixBeam
 
 CHUNK = 4
@@ -89,7 +90,7 @@ def same(result, other):
 
 @pytest.mark.parametrize("choices", [(1,), (7, 50, 4000), (1600,), (123456789,)])
 def test_however_the_samples_arrive_the_result_is_that_of_one_pass_of_the_encoder(speech2text, speech, choices):
-    recogniser = StreamingSpeech2Text(speech2text, beam_size=4, rescoring=False)
+    recogniser = StreamingSpeech2Text(speech2text, beam_size=4, final_search="ctc")
     _, final = in_pieces(recogniser, speech, sizes(*choices))
     frames = encoded(speech2text, speech)
     beam = PrefixBeam(4)
@@ -119,9 +120,38 @@ def test_there_is_no_new_result_before_a_chunk_is_complete(speech2text, speech):
     assert recogniser.accept(speech[needed - 1 : needed]) is not None
 
 
-def test_the_final_text_is_the_hypothesis_that_ctc_and_decoder_together_score_best(speech2text, speech):
+def test_the_final_text_is_that_of_espnets_search_with_times_of_its_words(speech2text, speech):
+    recogniser = StreamingSpeech2Text(speech2text)
+    partial, final = in_pieces(recogniser, speech, sizes(1600))
+    text, tokens, _, hypothesis = speech2text(speech)[0]
+    assert final.tokens == tokens and final.text == text != ""
+    assert final.score == pytest.approx(float(hypothesis.score), rel=1e-4)
+    assert all(result.words is None for result in partial)
+    assert [word.text for word in final.words] == text.split()
+    moments = [moment for word in final.words for moment in (word.start, word.end)]
+    assert moments == sorted(moments) and moments[0] >= 0 and moments[-1] <= len(speech) / SPEECH
+    assert all(0 < word.confidence <= 1 for word in final.words) and final.times == sorted(final.times)
+
+
+def test_by_its_name_a_model_is_searched_with_the_options_of_the_stream(speech2text, folder, speech):
+    name = folder / "exp/asr_streaming"
+    recogniser = StreamingSpeech2Text(name, beam_size=3, ctc_weight=0.6, maxlenratio=0.2, device="cpu")
+    recogniser.accept(speech)
+    expected = espnet_mla.from_pretrained(name, beam_size=3, ctc_weight=0.6, maxlenratio=0.2, device="cpu")(speech)
+    assert recogniser.finish().tokens == expected[0][1]
+
+
+def test_where_ctc_cannot_spell_what_was_found_the_text_is_ctcs(speech2text, speech, monkeypatch):
+    by_ctc, recogniser = StreamingSpeech2Text(speech2text, final_search="ctc"), StreamingSpeech2Text(speech2text)
+    monkeypatch.setattr("espnet_mla.streaming.model.StreamingModel.search", lambda *_: ([5] * 100, 0.0))
+    for one in (by_ctc, recogniser):
+        one.accept(speech)
+    assert same(recogniser.finish(), by_ctc.finish())
+
+
+def test_the_rescored_text_is_the_hypothesis_that_ctc_and_decoder_together_score_best(speech2text, speech):
     weight = 0.4
-    recogniser = StreamingSpeech2Text(speech2text, beam_size=6, ctc_weight=weight)
+    recogniser = StreamingSpeech2Text(speech2text, beam_size=6, ctc_weight=weight, final_search="rescore")
     recogniser.accept(speech)
     beam = recogniser.stream._beam
     final = recogniser.finish()
@@ -239,7 +269,7 @@ def test_what_is_accepted_after_the_end_is_another_stream(speech2text, speech):
 
 
 def test_minutes_of_silence_take_no_more_memory_than_seconds_of_it(speech2text):
-    recogniser = StreamingSpeech2Text(speech2text, rescoring=False)
+    recogniser = StreamingSpeech2Text(speech2text, final_search="ctc")
     held = []
     for _ in range(130):
         recogniser.accept(np.zeros(SPEECH, np.float32))
@@ -249,12 +279,12 @@ def test_minutes_of_silence_take_no_more_memory_than_seconds_of_it(speech2text):
     assert recogniser.finish().final
 
 
-def test_the_encoders_output_that_waits_for_rescoring_is_counted(speech2text, speech):
-    rescored, by_ctc = StreamingSpeech2Text(speech2text), StreamingSpeech2Text(speech2text, rescoring=False)
-    for recogniser in (rescored, by_ctc):
+def test_the_encoders_output_that_waits_for_the_final_search_is_counted(speech2text, speech):
+    searched, by_ctc = StreamingSpeech2Text(speech2text), StreamingSpeech2Text(speech2text, final_search="ctc")
+    for recogniser in (searched, by_ctc):
         recogniser.accept(speech)
     frames = encoded(speech2text, speech).shape[0] // CHUNK * CHUNK
-    assert rescored.stream.nbytes - by_ctc.stream.nbytes == frames * 32 * 4
+    assert searched.stream.nbytes - by_ctc.stream.nbytes == frames * 32 * 4
 
 
 @pytest.mark.parametrize(
@@ -293,10 +323,10 @@ def test_16_bit_integers_are_the_same_as_their_floating_point_values(speech2text
 def test_audio_of_another_rate_is_resampled_as_it_arrives(speech2text, speech):
     slower = soxr.resample(speech, 16000, 8000)
     back = soxr.resample(slower, 8000, 16000)
-    recogniser = StreamingSpeech2Text(speech2text, rescoring=False)
+    recogniser = StreamingSpeech2Text(speech2text, final_search="ctc")
     recogniser.accept(back)
     expected = recogniser.finish()
-    resampled = StreamingSpeech2Text(speech2text, rescoring=False, fs=8000)
+    resampled = StreamingSpeech2Text(speech2text, final_search="ctc", fs=8000)
     partial, final = in_pieces(resampled, slower, sizes(1, 100, 1600))
     assert partial and final.tokens == expected.tokens
     assert final.score == pytest.approx(expected.score, rel=1e-2)
@@ -304,9 +334,9 @@ def test_audio_of_another_rate_is_resampled_as_it_arrives(speech2text, speech):
 
 def test_chunks_can_differ_from_the_configurations(speech2text, speech):
     encoder = speech2text.asr_model.encoder
-    recogniser = StreamingSpeech2Text(speech2text, chunk_size=8, left_chunks=1, rescoring=False)
+    recogniser = StreamingSpeech2Text(speech2text, chunk_size=8, left_chunks=1, final_search="ctc")
     _, final = in_pieces(recogniser, speech, sizes(1600))
-    whole = StreamingSpeech2Text(speech2text, chunk_size=-1, rescoring=False)
+    whole = StreamingSpeech2Text(speech2text, chunk_size=-1, final_search="ctc")
     nothing, at_once = in_pieces(whole, speech, sizes(1600))
     assert nothing == []
     for result, chunks in ((final, (8, 1)), (at_once, (-1, None))):
@@ -407,24 +437,27 @@ def test_audio_that_arrives_at_once_waits_as_samples_and_a_chunk_takes_its_featu
     assert steps == 10 * len(speech) // (CHUNK * 640)
 
 
-def test_where_rescoring_runs_out_of_memory_the_text_is_ctcs(speech2text, speech, monkeypatch, caplog):
-    by_ctc = StreamingSpeech2Text(speech2text, rescoring=False)
+@pytest.mark.parametrize(("final_search", "method"), [("search", "batch_score"), ("rescore", "forward")])
+def test_where_the_final_search_runs_out_of_memory_the_text_is_ctcs(
+    speech2text, speech, monkeypatch, caplog, final_search, method
+):
+    by_ctc = StreamingSpeech2Text(speech2text, final_search="ctc")
     by_ctc.accept(speech)
     expected = by_ctc.finish()
-    recogniser = StreamingSpeech2Text(speech2text)
+    recogniser = StreamingSpeech2Text(speech2text, final_search=final_search)
     recogniser.accept(speech)
 
-    def no_memory(*_):
+    def no_memory(*_, **__):
         raise RuntimeError("not enough memory")
 
-    monkeypatch.setattr(speech2text.asr_model.decoder, "forward", no_memory)
+    monkeypatch.setattr(speech2text.asr_model.decoder, method, no_memory)
     assert same(recogniser.finish(), expected)
     assert "the best hypothesis of CTC is final: not enough memory" in caplog.text
 
 
-def test_streams_that_are_longer_than_the_longest_utterances_are_not_rescored(speech2text, speech, monkeypatch):
-    monkeypatch.setattr("espnet_mla.streaming.stream.MAX_RESCORING_SECONDS", 1.0)
-    by_ctc, recogniser = StreamingSpeech2Text(speech2text, rescoring=False), StreamingSpeech2Text(speech2text)
+def test_streams_that_are_longer_than_the_longest_utterances_are_not_searched(speech2text, speech, monkeypatch):
+    monkeypatch.setattr("espnet_mla.streaming.stream.MAX_SEARCH_SECONDS", 1.0)
+    by_ctc, recogniser = StreamingSpeech2Text(speech2text, final_search="ctc"), StreamingSpeech2Text(speech2text)
     for one in (by_ctc, recogniser):
         one.accept(speech)  # 1.5 s
     assert recogniser.stream.nbytes == by_ctc.stream.nbytes
@@ -435,17 +468,22 @@ def test_without_a_decoder_the_text_is_ctcs(make, speech):
     recogniser = StreamingSpeech2Text(make("ctc", {"model_conf": {"ctc_weight": 1.0}}))
     recogniser.accept(speech)
     result = recogniser.finish()
-    assert result.final and result.tokens and not recogniser.pool.model.rescoring
+    assert result.final and result.tokens and recogniser.pool.model.final_search == "ctc"
 
 
-def test_a_transducers_decoder_does_not_rescore(speech2text):
+def test_a_transducers_decoder_does_not_search(speech2text):
     other = copy.deepcopy(speech2text)
     other.asr_model.use_transducer_decoder = True  # building one needs a package that has no wheel
-    assert StreamPool(speech2text).model.rescoring and not StreamPool(other).model.rescoring
+    assert StreamPool(speech2text).model.final_search == "search" and StreamPool(other).model.final_search == "ctc"
+
+
+def test_a_final_search_that_there_is_not_is_refused(speech2text):
+    with pytest.raises(UsageError, match="final_search: 'best': valid are search, rescore, ctc"):
+        StreamPool(speech2text, final_search="best")
 
 
 def test_a_result_counts_the_tokens_that_can_no_longer_change(speech2text, speech):
-    recogniser = StreamingSpeech2Text(speech2text, rescoring=False)
+    recogniser = StreamingSpeech2Text(speech2text, final_search="ctc")
     results, final = in_pieces(recogniser, np.tile(speech, 12), sizes(16000))
     assert results[-1].settled > 0 and final.settled == len(final.tokens)
     for result in results:

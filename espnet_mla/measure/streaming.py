@@ -25,7 +25,7 @@ def figures(
     """In JSON's types; None where the configuration's chunks are whole utterances.
 
     The utterances are streamed one after the other, and again, until the caches are full; then chunks are timed:
-    features, encoder and CTC search, without rescoring. `bytes` are those of the encoder's stream state.
+    features, encoder and CTC search, without the final one. `bytes` are those of the encoder's stream state.
 
     Args:
         speech2text: of a model with `encoder_conf: streaming`.
@@ -36,7 +36,7 @@ def figures(
     Raises:
         ValueError: another part of the model needs the whole utterance.
     """
-    recogniser = StreamingSpeech2Text(speech2text, rescoring=False, cache_dtype=cache_dtype)
+    recogniser = StreamingSpeech2Text(speech2text, final_search="ctc", cache_dtype=cache_dtype)
     model, chunks = recogniser.pool.model, recogniser.pool.model.chunks
     if chunks.size == ALL:
         return None

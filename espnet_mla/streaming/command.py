@@ -53,13 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     import espnet_mla
 
-    names = ("inference_asr_model", "chunk_size", "left_chunks", "beam_size", "ctc_weight", "cache_dtype")
+    names = (
+        "inference_asr_model",
+        "chunk_size",
+        "left_chunks",
+        "beam_size",
+        "ctc_weight",
+        "final_search",
+        "cache_dtype",
+    )
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     device = device_of(parser, options)
     try:
-        recogniser = espnet_mla.StreamingSpeech2Text(
-            options.model, fs=options.fs, device=device, rescoring=not options.no_rescoring, **given
-        )
+        recogniser = espnet_mla.StreamingSpeech2Text(options.model, fs=options.fs, device=device, **given)
         result = _recognise(recogniser, _pieces(options.audio, options.fs or recogniser.pool.model.fs), options)
     except UsageError as error:
         parser.error(str(error))
@@ -225,10 +231,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--left_chunks", type=int, metavar="N", help="chunks of left context; -1: all (default: the model's)"
     )
-    parser.add_argument("--beam_size", type=int, metavar="N", help="hypotheses of the CTC search (default: 20)")
+    parser.add_argument("--beam_size", type=int, metavar="N", help="hypotheses of the searches (default: 20)")
     parser.add_argument(
-        "--ctc_weight", type=float, metavar="W", help="weight of CTC in the score of rescoring (default: 0.3)"
+        "--ctc_weight", type=float, metavar="W", help="weight of CTC in the score of the final text (default: 0.3)"
     )
+    parser.add_argument(
+        "--final_search", choices=("search", "rescore", "ctc"),
+        help="the final text: of ESPnet's search over the whole; of CTC's hypotheses the best by CTC and decoder; or "
+        "CTC's (default: search)",
+    )  # fmt: skip
     add_cache_dtype(parser)
-    parser.add_argument("--no_rescoring", action="store_true", help="no rescoring by the attention decoder")
     return parser

@@ -20,13 +20,17 @@ from espnet_mla.models.chunked import StreamState
 from espnet_mla.models.features import StreamingFeatures
 from espnet_mla.models.streaming import StreamingEncoder
 from espnet_mla.streaming.search import MAX_BEAM_SIZE
-from espnet_mla.trained.decoding import check
+from espnet_mla.trained.decoding import check, check_for
 from espnet_mla.trained.model import sampling_rate
 from espnet_mla.trained.pretrained import load
 from espnet_mla.trained.tasks import ASR
 
 if TYPE_CHECKING:
     from espnet2.bin.asr_inference import Speech2Text
+
+FINAL_SEARCHES = ("search", "rescore", "ctc")
+"""Ways to the final text: ESPnet's beam search over the whole encoder output; of CTC's hypotheses that which CTC and
+decoder together score best; the best one of CTC."""
 
 RESCORING_BATCH = 4
 """Hypotheses that the attention decoder scores at once."""
@@ -41,7 +45,7 @@ class StreamingModel:
         chunks: of all streams.
         beam_size: hypotheses of the CTC prefix beam search.
         ctc_weight: weight of CTC in the score of a rescored hypothesis, from 0 to 1.
-        rescoring: whether the attention decoder rescores the final hypotheses.
+        final_search: one of `FINAL_SEARCHES`.
         cache_dtype: in what the caches of streams are kept; None for as the encoder says.
     """
 
@@ -49,7 +53,7 @@ class StreamingModel:
     chunks: Chunks
     beam_size: int
     ctc_weight: float
-    rescoring: bool
+    final_search: str
     cache_dtype: str | None = None
 
     @classmethod
@@ -61,7 +65,7 @@ class StreamingModel:
         left_chunks: int | None = None,
         beam_size: int = 20,
         ctc_weight: float = 0.3,
-        rescoring: bool = True,
+        final_search: str = "search",
         cache_dtype: str | None = None,
         **options: Any,
     ) -> "StreamingModel":
@@ -70,10 +74,10 @@ class StreamingModel:
         Args:
             model: ESPnet's Speech2Text, or what `espnet_mla.from_pretrained` takes.
             chunk_size, left_chunks: as of `StreamingEncoder.set_chunks`.
-            beam_size, ctc_weight: as of the class.
-            rescoring: false for the text of CTC alone, as of models whose decoder can't score a text.
+            beam_size, ctc_weight: as of the class; where `model` is a name, of ESPnet's search too.
+            final_search: one of `FINAL_SEARCHES`; of models whose decoder can't score a text it is "ctc".
             cache_dtype: one of `espnet_mla.attention.CACHE_TYPES`, for the caches of attentions and convolutions, and
-                the encoder's output that is kept for rescoring; None for as `from_pretrained` was told.
+                the encoder's output that is kept for the final search; None for as `from_pretrained` was told.
             options: of `espnet_mla.from_pretrained`, where `model` is a name: device, dtype, ...
 
         Raises:
@@ -85,8 +89,12 @@ class StreamingModel:
             check_cache_type(cache_dtype)
         if beam_size > MAX_BEAM_SIZE:
             raise UsageError(f"beam_size: {beam_size}: at most {MAX_BEAM_SIZE} hypotheses can be followed")
+        if final_search not in FINAL_SEARCHES:
+            raise UsageError(f"final_search: {final_search!r}: valid are {', '.join(FINAL_SEARCHES)}")
+        searched: dict[str, Any] = {}
         if isinstance(model, str | Path):
-            name, (task, model) = model, load(model, **options)
+            searched = {"beam_size": beam_size, "ctc_weight": ctc_weight}
+            name, (task, model) = model, load(model, **searched, **options)
             if task is not ASR:
                 raise UserError(f"{name} is a model for {task.title}: only models for {ASR.title} can be streamed")
         elif options:
@@ -94,8 +102,11 @@ class StreamingModel:
         asr_model = model.asr_model.eval()
         _check(asr_model)
         state = asr_model.encoder.stream(chunk_size, left_chunks, cache_dtype=cache_dtype)
-        rescoring = rescoring and ctc_weight < 1 and _can_rescore(asr_model)
-        return cls(model, state.chunks, beam_size, ctc_weight, rescoring, state.cache_dtype)
+        if ctc_weight == 1 or not _can_score(asr_model):
+            final_search = "ctc"
+        if final_search == "search" and searched:
+            check_for(ASR, ASR.config_of(model), searched)
+        return cls(model, state.chunks, beam_size, ctc_weight, final_search, state.cache_dtype)
 
     @property
     def asr_model(self) -> ESPnetASRModel:
@@ -139,6 +150,16 @@ class StreamingModel:
         text = tokenizer.tokens2text(tokens) if tokenizer is not None else " ".join(tokens)
         return " ".join(text.split())  # CTC may emit a word boundary twice
 
+    def search(self, encoder_out: Tensor) -> tuple[list[int], float] | None:
+        """The ids of the best hypothesis of ESPnet's beam search, and its score; None where it has none.
+
+        Args:
+            encoder_out: of the whole stream, (time, d_model).
+        """
+        with torch.inference_mode():
+            found = self.speech2text._decode_single_sample(encoder_out)
+        return (found[0][2], float(found[0][3].score)) if found else None
+
     @torch.inference_mode()
     def rescore(self, hypotheses: Sequence[tuple[Sequence[int], float]], encoder_out: Tensor) -> list[float]:
         """Scores of hypotheses by CTC and the attention decoder together.
@@ -161,7 +182,7 @@ class StreamingModel:
         return scores
 
 
-def _can_rescore(asr_model: ESPnetASRModel) -> bool:
+def _can_score(asr_model: ESPnetASRModel) -> bool:
     """Whether the model has an attention decoder, rather than none or a transducer's."""
     attention = type(asr_model).nll is ESPnetASRModel.nll and not getattr(asr_model, "use_transducer_decoder", False)
     return attention and asr_model.decoder is not None

@@ -27,13 +27,13 @@ class StreamPool:
         for updated in pool.advance():
             print(updated.result.text)
 
-    Streams of up to `stream.MAX_RESCORING_SECONDS` are rescored by the attention decoder, unless `rescoring` is false
-    or the model has none; until then their encoder's output is kept.
+    The final text of streams of up to `stream.MAX_SEARCH_SECONDS` is what `final_search` finds; until then their
+    encoder's output is kept, unless that is "ctc".
 
     Args:
         model: ESPnet's Speech2Text, or what `espnet_mla.from_pretrained` takes.
-        options: as of `StreamingModel.load`: chunk_size, left_chunks, beam_size, ctc_weight, rescoring, cache_dtype,
-            device, ...
+        options: as of `StreamingModel.load`: chunk_size, left_chunks, beam_size, ctc_weight, final_search,
+            cache_dtype, device, ...
 
     Raises:
         ValueError, UserError: as `StreamingModel.load`.

@@ -5,6 +5,7 @@ from functools import cached_property
 
 from espnet_mla.streaming.model import StreamingModel
 from espnet_mla.streaming.search import Hypothesis
+from espnet_mla.trained.words import Word
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -14,14 +15,16 @@ class Result:
     Args:
         model: that the stream is of.
         hypothesis: its tokens and their frames.
-        score: its log probability: by CTC, and in a rescored final result by CTC and attention decoder.
+        score: its log probability: by CTC, and in a final result of a search by CTC and attention decoder.
         final: whether the stream has ended; until then the last words may still change.
+        words: in a final result of a search, with their times and how sure they are; else None.
     """
 
     model: StreamingModel
     hypothesis: Hypothesis
     score: float
     final: bool
+    words: list[Word] | None = None
 
     @property
     def settled(self) -> int:

@@ -7,7 +7,7 @@ that a frame costs the same after an hour.
 
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from weakref import WeakValueDictionary
 
 from torch import Tensor
@@ -76,6 +76,11 @@ class Hypothesis:
         self.settled = len(settled[0])
         self._settled = settled
         self._unsettled = [(part.token, part.frame) for part in prefix]
+
+    @classmethod
+    def of(cls, tokens: Sequence[int], frames: Sequence[int]) -> "Hypothesis":
+        """Of tokens that can't change, and their onsets."""
+        return cls((array("q", tokens), array("q", frames)), Prefix())
 
     def __len__(self) -> int:
         """How many tokens."""

@@ -9,14 +9,15 @@ from torch import Tensor
 
 from espnet_mla.attention import ALL, FrameCache
 from espnet_mla.models.chunked import StreamState
+from espnet_mla.streaming.final import final_result
 from espnet_mla.streaming.model import StreamingModel
 from espnet_mla.streaming.result import Result
 from espnet_mla.streaming.search import PrefixBeam
 
 FULL_SCALE = 1 << 15  # of 16-bit PCM
 MAX_FLOAT_SAMPLE = 10.0  # larger floating-point samples are taken for unscaled integers
-MAX_RESCORING_SECONDS = 60.0
-"""Streams of up to this length are rescored by the attention decoder, which has been trained on utterances."""
+MAX_SEARCH_SECONDS = 60.0
+"""The text of longer streams is that of CTC: the attention decoder has been trained on utterances."""
 
 
 class Stream:
@@ -33,13 +34,13 @@ class Stream:
         self._resampler = soxr.ResampleStream(fs, model.fs, 1, dtype="float32") if fs != model.fs else None
         self._features = model.new_features()
         self._beam = PrefixBeam(model.beam_size, model.asr_model.blank_id)
-        self._encoder_out: list[FrameCache] = []  # of all chunks, for rescoring
+        self._encoder_out: list[FrameCache] = []  # of all chunks, for the final search
         self._finished = self.closed = False
         self.result = self._best_result()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the encoder's state, the waiting samples, the tokens, and the encoder's output if it is rescored."""
+        """Bytes of the encoder's state, the waiting samples, the tokens, and the encoder's output that is kept."""
         encoder_out = sum(frames.nbytes for frames in self._encoder_out)
         return self.state.nbytes + self._features.nbytes + self._beam.nbytes + encoder_out
 
@@ -93,7 +94,7 @@ class Stream:
         """
         self.state = state
         self._beam.extend(log_probs)
-        if self.model.rescoring and state.frames[0] * self.model.frame_seconds <= MAX_RESCORING_SECONDS:
+        if self.model.final_search != "ctc" and state.frames[0] * self.model.frame_seconds <= MAX_SEARCH_SECONDS:
             frames = FrameCache((encoder_out.unsqueeze(0).clone(),))
             self._encoder_out.append(frames.stored_as(self.model.cache_dtype))
         else:
@@ -109,19 +110,17 @@ class Stream:
         return None if size == ALL else self.model.encoder.input_frames(size) - len(self.state.features[0])
 
     def _best_result(self) -> Result:
-        """The best hypothesis of CTC; at the end, with rescoring, that of CTC and attention decoder."""
-        prefixes = self._beam.best
+        """The best hypothesis of CTC; at the end that of the final search."""
         if self.closed and any(len(frames) for frames in self._encoder_out):
-            hypotheses = [(self._beam.hypothesis(prefix).tokens, score) for prefix, score in prefixes]
             try:
                 encoder_out = torch.cat([frames.values()[0] for frames in self._encoder_out], dim=1)[0]
-                scores = self.model.rescore(hypotheses, encoder_out)
-                prefixes = [(prefix, score) for (prefix, _), score in zip(prefixes, scores, strict=True)]
+                if (found := final_result(self.model, self._beam, encoder_out)) is not None:
+                    return found
             except RuntimeError as error:
                 if "memory" not in str(error):
                     raise
-                logging.warning("Rescoring ran out of memory; the best hypothesis of CTC is final: %s", error)
-        prefix, score = max(prefixes, key=lambda item: item[1])
+                logging.warning("The final search ran out of memory; the best hypothesis of CTC is final: %s", error)
+        prefix, score = self._beam.best[0]
         return Result(self.model, self._beam.hypothesis(prefix), score, final=self.closed)
 
 

@@ -1,0 +1,39 @@
+"""The final text of a stream, found over all of it, and the times of its words."""
+
+import torch
+from torch import Tensor
+
+from espnet_mla.streaming.model import StreamingModel
+from espnet_mla.streaming.result import Result
+from espnet_mla.streaming.search import Hypothesis, PrefixBeam
+from espnet_mla.trained.words import align, words
+
+
+def final_result(model: StreamingModel, beam: PrefixBeam, encoder_out: Tensor) -> Result | None:
+    """The result of `model.final_search`, "search" or "rescore".
+
+    Args:
+        beam: of CTC, after the whole stream.
+        encoder_out: of the whole stream, (time, d_model).
+
+    Returns:
+        Its tokens begin where the alignment to CTC's posteriors has them. None where CTC can't spell what was found in
+        so few frames, or nothing was found.
+    """
+    found = model.search(encoder_out) if model.final_search == "search" else _rescored(model, beam, encoder_out)
+    if found is None:
+        return None
+    tokens, score = found
+    with torch.inference_mode():
+        spans = align(model.ctc_log_probs(encoder_out.unsqueeze(0))[0], tokens, model.asr_model.blank_id)
+    if spans is None:
+        return None
+    hypothesis = Hypothesis.of(tokens, [span.start for span in spans])
+    return Result(model, hypothesis, score, True, words(tokens, spans, model.text, model.frame_seconds))
+
+
+def _rescored(model: StreamingModel, beam: PrefixBeam, encoder_out: Tensor) -> tuple[list[int], float]:
+    hypotheses = [(beam.hypothesis(prefix).tokens, score) for prefix, score in beam.best]
+    scores = model.rescore(hypotheses, encoder_out)
+    best = max(range(len(scores)), key=scores.__getitem__)
+    return hypotheses[best][0], scores[best]

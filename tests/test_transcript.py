@@ -110,6 +110,33 @@ def test_references_are_found_under_the_files_name_with_or_without_its_ending(tm
         error_rates.references(tmp_path / "nowhere", ["a"])
 
 
+@pytest.mark.parametrize("more", [(), ("--long",), ("--batch_size", "2")])
+def test_words_have_their_times_and_confidence(recipe, archive, tmp_path, monkeypatch, capfd, more):
+    monkeypatch.chdir(tmp_path)
+    speech = samples(recipe)
+    before = 5 if "--long" in more else 0  # seconds of silence
+    for name in ("a b.wav", "c.wav"):
+        soundfile.write(name, np.concatenate([np.zeros(before * RATE, np.float32), speech]), RATE)
+    arguments = [str(archive), "a b.wav", "c.wav", "--device", "cpu", *more, *FLAGS]
+    assert transcribe.main([*arguments, "--format", "json", "--words"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    (segment,) = json.loads(lines[0])["segments"]
+    assert [word["text"] for word in segment["words"]] == segment["text"].split() != []
+    assert all(segment["start"] <= word["start"] < word["end"] for word in segment["words"])
+    assert before - 0.2 <= segment["words"][0]["start"] and segment["words"][-1]["end"] <= before + 1.6
+    assert transcribe.main([*arguments, "--format", "ctm"]) == 0
+    written_ = capfd.readouterr().out.splitlines()
+    assert len(written_) == 2 * len(segment["words"])
+    for line, word in zip(written_, segment["words"], strict=False):
+        name, channel, start, duration, text, confidence = line.split()
+        assert (name, channel, text) == ("a_b", "1", word["text"])
+        assert float(start) == pytest.approx(word["start"], abs=0.006)
+        assert float(duration) == pytest.approx(word["end"] - word["start"], abs=0.006)
+        assert float(confidence) == pytest.approx(word["confidence"], abs=0.006)
+    assert transcribe.main([*arguments, "--format", "json"]) == 0
+    assert '"words"' not in capfd.readouterr().out
+
+
 def test_subtitles_have_the_times_of_segments_with_a_text():
     assert written.subtitles(TALK, "srt") == (
         "1\n00:00:00,250 --> 00:00:01,500\nHELLO THERE\n\n2\n01:00:00,000 --> 01:01:01,500\nYOU\n"
@@ -138,6 +165,7 @@ def test_subtitles_of_several_files_go_to_a_folder(recipe, archive, tmp_path, mo
     (("--format", "vtt", "--output_dir", "x", "a/c.wav", "b/c.wav"), "two of the files would be c.vtt"),
     (("--format", "json", "--timing", "a.wav"), "--timing: --format json has no columns"),
     (("--alignment", "a.wav"), "--alignment needs --text"),
+    (("--words", "a.wav"), "--words: --format text has no place for them; json has, and ctm has words anyway"),
     (("--batch_size", "0", "a.wav"), "--batch_size 0: a whole number of at least 1 is needed"),
     (("--batch_size", "2", "--long", "a.wav"), "with --long recordings are decoded one at a time"),
     (("--lm_file", "lm.pth", "a.wav"), "needs both --lm_train_config and --lm_file"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from espnet_mla.common.errors import UsageError, UserError, one_line
 from espnet_mla.common.filenames import escaped
 from espnet_mla.common.files import write_text
-from espnet_mla.trained import error_rates, tasks, written
+from espnet_mla.trained import error_rates, tasks, words, written
 from espnet_mla.trained.audio import read
 from espnet_mla.trained.decoding import DECODING, FLAG, NUMBERS, check, check_for
 from espnet_mla.trained.locate import locate
@@ -83,6 +83,10 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError(f"--output_dir {options.output_dir}: it is for srt and vtt; {options.format} is printed")
     if options.timing and options.format != "text":
         raise UsageError(f"--timing: --format {options.format} has no columns; json has the times anyway")
+    if options.words and options.format != "json":
+        raise UsageError(
+            f"--words: --format {options.format} has no place for them; json has, and ctm has words anyway"
+        )
     if options.alignment and not options.text:
         raise UsageError("--alignment needs --text, the references")
     if bool(options.lm_file) != bool(options.lm_train_config):
@@ -107,6 +111,9 @@ def _load(options: argparse.Namespace, given: dict[str, Any], device: str) -> Tr
         raise UsageError(f"--batch_size {options.batch_size}: ESPnet has none for {task.title}")
     if options.predict_time and task is not tasks.S2T:
         raise UsageError(f"--predict_time: only a model for {tasks.S2T.title} does; this one is for {task.title}")
+    with_words = options.words or options.format == "ctm"
+    if with_words and task is not tasks.ASR:
+        raise UsageError(f"the times of words are those of models for {tasks.ASR.title}; this one is for {task.title}")
     given |= symbols(options, task)
     given |= {"predict_time": True} if options.predict_time else {}
     given |= {"batch_size": options.batch_size} if options.batch_size > 1 else {}
@@ -115,7 +122,9 @@ def _load(options: argparse.Namespace, given: dict[str, Any], device: str) -> Tr
 
     config = task.config_of(recogniser)
     check_for(task, config, given, FLAG)
-    return Transcriber(task, recogniser, sampling_rate(config))
+    if with_words:
+        words.check(recogniser.asr_model)
+    return Transcriber(task, recogniser, sampling_rate(config), with_words)
 
 
 class Outcome(NamedTuple):
@@ -190,6 +199,8 @@ def _write(outcome: Outcome, transcript: Transcript, options: argparse.Namespace
         print(written.line(outcome.file, transcript, times if options.timing else None), flush=True)
     elif options.format == "json":
         print(written.json_line(outcome.file, transcript, times), flush=True)
+    elif options.format == "ctm":
+        print(written.ctm(outcome.file, transcript), end="", flush=True)
     elif options.output_dir:
         place = options.output_dir / f"{Path(outcome.file).stem}.{options.format}"
         write_text(place, written.subtitles(transcript, options.format))
@@ -225,8 +236,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--format", choices=written.FORMATS, default="text",
-        help="text, a line of JSON for each file with segments and their times, or subtitles (default: %(default)s)",
+        help="text, a line of JSON for each file with segments and their times, a line for each word with its time and "
+        "confidence (NIST's CTM), or subtitles (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument("--words", action="store_true", help="with --format json: the words of each segment too")
     parser.add_argument("--output_dir", metavar="FOLDER", type=Path, help="for subtitles, a file for each audio file")
     parser.add_argument(
         "--long",

@@ -1,12 +1,13 @@
 """What a recogniser makes of a recording, whichever task its model is of, in one piece, in a batch, or in segments."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from espnet_mla.trained import tasks
 from espnet_mla.trained.tasks import Task
+from espnet_mla.trained.words import Word, words_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,11 +27,20 @@ class Segment:
     Args:
         start, end: in seconds.
         text: of it.
+        words: of the text, with their times; None where they were not asked for.
     """
 
     start: float
     end: float
     text: str
+    words: Sequence[Word] | None = None
+
+    def later(self, seconds: float) -> "Segment":
+        """The same of a recording that has so many seconds before."""
+        words = self.words and [
+            replace(word, start=word.start + seconds, end=word.end + seconds) for word in self.words
+        ]
+        return Segment(self.start + seconds, self.end + seconds, self.text, words)
 
 
 @dataclass(frozen=True)
@@ -56,23 +66,22 @@ class Transcriber:
         task: of its model.
         recogniser: ESPnet's.
         rate: Hz of the audio that it takes.
+        with_words: whether the times of words are wanted, of a model for speech recognition.
     """
 
     task: Task
     recogniser: Any
     rate: int
+    with_words: bool = False
 
     def short(self, samples: "np.ndarray") -> Transcript:
         """Of a recording (time,) that is decoded in one piece."""
-        return self._best(self.task.decode(self.recogniser, samples), len(samples) / self.rate)
+        return self._best(self.task.decode(self.recogniser, samples), samples)
 
     def batch(self, recordings: "Sequence[np.ndarray]") -> list[Transcript]:
         """Of several in one beam search, whose recogniser was made with a `batch_size`."""
         found = self.recogniser.batch_decode(list(recordings))
-        return [
-            self._best(hypotheses, len(one) / self.rate)
-            for one, hypotheses in zip(recordings, found, strict=True)
-        ]  # fmt: skip
+        return [self._best(hypotheses, one) for one, hypotheses in zip(recordings, found, strict=True)]
 
     def long(self, samples: "np.ndarray") -> Transcript:
         """Of a recording of any length.
@@ -83,18 +92,20 @@ class Transcriber:
             segments = [Segment(*one) for one in self.recogniser.decode_long(samples)]
         else:
             segments = [
-                Segment(first / self.rate, last / self.rate, self.short(samples[first:last]).text)
+                segment.later(first / self.rate)
                 for first, last in pieces(samples, self.rate)
+                for segment in self.short(samples[first:last]).segments
             ]
-        segments = [Segment(one.start, one.end, one.text.strip()) for one in segments]
+        segments = [replace(one, text=one.text.strip()) for one in segments]
         return Transcript(" ".join(one.text for one in segments if one.text), segments)
 
-    def _best(self, hypotheses: list[tuple], seconds: float) -> Transcript:
+    def _best(self, hypotheses: list[tuple], samples: "np.ndarray") -> Transcript:
         best = hypotheses[0]
         if self.task is tasks.S2T and self.recogniser.predict_time:
             segments = [Segment(*one) for one in self.recogniser.window_utterances(best[2])]
         else:
-            segments = [Segment(0.0, seconds, self.task.text_of(best))]
+            words = words_of(self.recogniser, samples, best) if self.with_words else None
+            segments = [Segment(0.0, len(samples) / self.rate, self.task.text_of(best), words)]
         return Transcript(self.task.text_of(best), segments, float(best[-1].score))
 
 

@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from espnet_mla.common.filenames import escaped
 from espnet_mla.trained.transcript import Transcript
 
-FORMATS = ("text", "json", "srt", "vtt")
+FORMATS = ("text", "json", "ctm", "srt", "vtt")
 SUBTITLES = ("srt", "vtt")
 """Those that are a file for each recording."""
 
@@ -18,10 +20,32 @@ def line(file: str, transcript: Transcript, times: tuple[float, float] | None = 
 
 
 def json_line(file: str, transcript: Transcript, times: tuple[float, float]) -> str:
-    """An object: file, text, score, segments with their times, seconds of audio, and seconds taken."""
-    segments = [asdict(one) | {"start": round(one.start, 3), "end": round(one.end, 3)} for one in transcript.segments]
+    """An object: file, text, score, segments with their times (and words), seconds of audio, and seconds taken."""
+    segments = [_rounded(asdict(one)) for one in transcript.segments]
     content = {"file": escaped(file), "text": transcript.text, "score": transcript.score, "segments": segments}
     return json.dumps(content | {"seconds": round(times[0], 3), "taken": round(times[1], 3)}, ensure_ascii=False)
+
+
+def _rounded(content: dict[str, Any]) -> dict[str, Any]:
+    """Numbers to three digits, without what is None, and the same of a list of others."""
+    rounded: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, list):
+            rounded[name] = [_rounded(one) for one in value]
+        elif value is not None:
+            rounded[name] = round(value, 3) if isinstance(value, float) else value
+    return rounded
+
+
+def ctm(file: str, transcript: Transcript) -> str:
+    """NIST's: the name of the file without its ending, the channel, start and duration in seconds, word, confidence."""
+    name = "_".join(escaped(Path(file).stem).split())
+    lines = [
+        f"{name} 1 {word.start:.2f} {word.end - word.start:.2f} {word.text} {word.confidence:.2f}\n"
+        for segment in transcript.segments
+        for word in segment.words or ()
+    ]
+    return "".join(lines)
 
 
 def subtitles(transcript: Transcript, kind: str) -> str:

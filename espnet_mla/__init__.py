@@ -1,4 +1,4 @@
-"""MHA, GQA, MLA and linear attention as choices in ESPnet's configuration.
+"""MHA, GQA, MLA, MTLA and linear attention as choices in ESPnet's configuration.
 
 Importing this package is light; `register()` and `from_pretrained()` bring in ESPnet.
 """

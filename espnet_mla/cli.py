@@ -10,7 +10,7 @@ COMMANDS = {
     "recipe": ("the stages of ESPnet's asr.sh", "espnet_mla.recipe.__main__"),
     "profile": ("what a trained model costs, measured", "espnet_mla.measure.profile"),
     "compare": ("what was measured of many models, side by side", "espnet_mla.measure.compare"),
-    "convert": ("a trained MHA model made an MLA, GQA or linear one", "espnet_mla.convert.command"),
+    "convert": ("a trained MHA model made an MLA, MTLA, GQA or linear one", "espnet_mla.convert.command"),
     "distill": ("a converted model that learns from its original", "espnet_mla.convert.distill_command"),
     "transcribe": ("the text of audio files", "espnet_mla.trained.transcribe"),
     "stream": ("the text of speech while it is spoken", "espnet_mla.streaming.command"),

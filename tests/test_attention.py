@@ -196,6 +196,18 @@ def test_what_stands_in_padding_is_never_seen(kind, position):
 
 @pytest.mark.parametrize(("kind", "position"), PAIRS)
 @settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_a_mask_may_hide_any_frame(kind, position, data):
+    time = data.draw(st.integers(2, 9))
+    attention = build(kind, position, data.draw(st.sampled_from(OPTIONS[kind]))).double()
+    seen = data.draw(st.lists(st.booleans(), min_size=time, max_size=time).filter(any))
+    x, mask = torch.randn(1, time, 16, dtype=torch.double), torch.tensor(seen)
+    expected = reference(attention, x[0], x[0], mask.expand(time, -1))
+    assert relative_error(call(attention, x, mask.view(1, 1, -1))[0, mask], expected[mask]) < 1e-5  # others are padding
+
+
+@pytest.mark.parametrize(("kind", "position"), PAIRS)
+@settings(max_examples=8, deadline=None)
 @given(cuts=st.lists(st.integers(1, 4), min_size=1, max_size=5))
 def test_step_by_step_equals_the_causal_definition(kind, position, cuts):
     """Pieces of any length, each attending to what came before it and to itself."""
@@ -206,7 +218,7 @@ def test_step_by_step_equals_the_causal_definition(kind, position, cuts):
     for cut in cuts:
         piece = x[:, start : start + cut]
         new = attention.project_kv(piece, start=start)
-        kv = new if kv is None else kv.append(new)
+        kv = new if kv is None else kv.append(attention.project_kv(piece[:, :0], start=start)).append(new)
         start += cut
         out = attention.attend(piece, kv, positions(attention, cut, start), None)
         assert relative_error(out[0], reference(attention, piece[0], x[0, :start])) < 1e-5
@@ -412,6 +424,7 @@ def test_dropout_acts_in_training_alone(kind, position):
 
 WRONG = [
     ("mlaa", {}, {}, "unknown attention 'mlaa': it must be one of mha, gqa, mla, mtla, linear"),
+    ("mtla", {"down_rate": None}, {}, "down_rate: None must be a whole number"),
     ("mtla", {"down_rate": 0}, {}, r"down_rate \(0\) must be at least 1"),
     ("mtla", {"kv_lora_rank": 0}, {}, r"kv_lora_rank \(0\) must be at least 1"),
     ("mtla", {"rank": 8}, {}, "rank: 8 is not an option of mtla; its options: down_rate, kv_lora_rank"),

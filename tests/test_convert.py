@@ -18,8 +18,9 @@ from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask
 
 import espnet_mla
-from espnet_mla.attention import build_attention
+from espnet_mla.attention import build_attention, build_attentions
 from espnet_mla.convert import factors, heads, layers, statistics
+from espnet_mla.convert import model as conversion
 from espnet_mla.convert.command import main
 from espnet_mla.convert.experiment import finetuning
 from espnet_mla.convert.spec import METHODS, MODULES
@@ -301,6 +302,27 @@ def test_merging_begins_with_the_mean_of_a_groups_latents(position, down_rate):
     assert mtla.linear_merge.weight.grad.abs().sum() > 0, "it can learn"
 
 
+def test_layers_that_differ_keep_what_each_has():
+    sizes = {"d_model": D, "num_heads": HEADS, "position": "abs_pos", "dropout_rate": 0.0}
+    confs = [{"kv_lora_rank": 6}, {"kv_lora_rank": 8, "kv_norm": True, "q_lora_rank": 5}]
+    of = [layers.options_of(build_attention("mla", conf, **sizes)) for conf in confs]
+    for order in (of, of[::-1]):
+        made = conversion._options(order)
+        for new, old in zip(build_attentions("mla", made, 2, **sizes), order, strict=True):
+            assert layers.options_of(new) == old
+
+
+@pytest.mark.parametrize("position", ["rope", "scaled_abs_pos"])
+def test_a_latent_transformer_keeps_its_positions(position, tmp_path):
+    """Which ESPnet's own does not have."""
+    conf = {"selfattention_layer_type": "mla", "pos_enc_layer_type": position, "attention_conf": {"kv_lora_rank": 6}}
+    add(f"latent_{position}", encoder="transformer", encoder_conf={**SIZES, "linear_units": 16, **conf})
+    assert convert(f"latent_{position}", "--attention", "mtla", output_dir=tmp_path / "mtla") == 0
+    config = yaml.safe_load((tmp_path / "mtla/config.yaml").read_text())["encoder_conf"]
+    assert config["pos_enc_layer_type"] == position
+    heard(tmp_path / "mtla")
+
+
 def test_an_mla_model_becomes_an_mtla_one_with_half_its_cache(tmp_path):
     """A streaming one, whose layers' ranks differ, and its decoder too."""
     for source, name, *options in (
@@ -325,11 +347,15 @@ def test_an_mla_model_becomes_an_mtla_one_with_half_its_cache(tmp_path):
 @pytest.mark.parametrize(
     ("status", "message", "options"),
     [
-        (1, "encoder_conf: selfattention_layer_type: mha can't be converted to mtla; what can is mla", ()),
+        (1, "encoder_conf: selfattention_layer_type: mha can't be converted to mtla; what can is mla: convert it", ()),
         (2, "--down_rate 1: a whole number of at least 2", ("--down_rate", "1")),
         (2, "--down_rate: 3 numbers are given, but the encoder has 2 layers", ("--down_rate", "2,2,2")),
         (2, "--kv_lora_rank: --attention mtla has no such option", ("--kv_lora_rank", "4")),
-        (1, "decoder_conf: src_attention_layer_type: mha can't be converted to mtla", ("--modules", "decoder_src")),
+        (
+            1,
+            "src_attention_layer_type: a decoder's attention to the speech can't be mtla",
+            ("--modules", "decoder_src"),
+        ),
     ],
 )
 def test_what_does_not_become_an_mtla_model_is_named(capsys, tmp_path, status, message, options):

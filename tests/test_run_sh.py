@@ -1,6 +1,7 @@
 """run.sh: what the user gives wins, the rest follows from the corpus, and a configuration is read as YAML."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def test_mini_scales_each_configuration_down_and_leaves_that_out_of_the_name(con
         if "dropout" in name
     }
     scaled = {value for name, value in pairs if name == "--encoder_conf" and "dropout" not in value}
-    latent = {"attention_conf.kv_lora_rank=24"} if "_mla" in conf else set()
+    latent = {"attention_conf.kv_lora_rank=24"} if re.search("_mt?la", conf) else set()
     assert scaled == {"output_size=96", "num_blocks=4", *NARROW[encoder], *latent}
     of_decoder = {value for name, value in pairs if name == "--decoder_conf" and "rank" in value}
     both = {"self_attention_conf.kv_lora_rank=24", "src_attention_conf.kv_lora_rank=24"}

@@ -439,18 +439,18 @@ WRONG = [
     ),
     (
         {"kind": "mtla", "chunk_size": 3},
-        "chunk_size: 3, but the attention merges 2 frames: it must be a multiple of that",
+        "chunk_size: 3 must be a multiple of 2, since mtla merges frames",
     ),
     (
         {"kind": "mtla", "streaming": {"chunk_size": 4, "left_chunks": 1, "dynamic_chunk_sizes": [4, 5]}},
-        r"dynamic_chunk_sizes: \[4, 5\], 2: sizes must be multiples of that, since the attention merges so many",
+        r"dynamic_chunk_sizes: \[4, 5\] must be multiples of 2, since mtla merges frames",
     ),
     (
         {
             "kind": "mtla",
             "streaming": {"chunk_size": 4, "left_chunks": 1, "dynamic_chunk_sizes": {"min": 3, "max": 3}},
         },
-        "dynamic_chunk_sizes: min 3, max 3, 2: sizes must be multiples of that",
+        "dynamic_chunk_sizes: min 3, max 3: sizes must be multiples of 2",
     ),
 ]
 

@@ -68,7 +68,9 @@ def build_attention(
         elif name in _LISTS:
             if value is not None and not (isinstance(value, list) and all(type(number) is int for number in value)):
                 raise ValueError(f"{key}: {name}: {value!r} must be a list of whole numbers for each layer")
-        elif value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        elif (value is not None or options[name] is not None) and (
+            not isinstance(value, int) or isinstance(value, bool)
+        ):
             raise ValueError(f"{key}: {name}: {value!r} must be a whole number")
     sizes: dict[str, Any] = {
         "d_model": d_model,

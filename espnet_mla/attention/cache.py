@@ -1,7 +1,8 @@
 """The caches of attentions: a window of frames, or one running state.
 
 Both are immutable: every method returns a new cache and leaves the old one valid, so that hypotheses and streams can
-share a common past. No cache holds positions; they are given out when it is attended to (see `positions`).
+share a common past. No cache holds positions; they are given out when it is attended to (see `positions`). Only the
+weights by which `mtla` merges frames depend on where these stand.
 """
 
 from collections.abc import Sequence

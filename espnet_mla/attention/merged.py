@@ -33,6 +33,8 @@ class MergedCache(FrameCache):
         Raises:
             ValueError: `other` does not begin where `self` ends.
         """
+        if not other.entries:
+            return self
         if other.before != -self.lacking % self.stride:
             raise ValueError(
                 f"these frames begin after {other.before} of a group of {self.stride}, but the group before has "

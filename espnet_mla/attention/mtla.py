@@ -23,7 +23,7 @@ class MTLA(MLA):
 
     ::
 
-        w_i = sigmoid(W_c c_i . W_p pe_j)                  j = i / down_rate, rounded down: the group of frame i
+        w_i = sigmoid((W_c c_i + b_c) . (W_p pe_j + b_p))  j = i / down_rate, rounded down: the group of frame i
         m_j = sum of w_i c_i over the frames of group j    cached: kv_lora_rank numbers a group
 
     The rest is `MLA`, of m_j in place of c_j. A query that may see some frames of a group alone, as a causal mask has
@@ -33,7 +33,7 @@ class MTLA(MLA):
     frame's). The paper's code takes the newest one; but then a key would move while its group fills up, and for a
     query in the middle of a group stand where it does not for the next one.
 
-    The sinusoids pe_j are as in the paper, but begin anew after PERIOD groups, 41 s at 40 ms a frame.
+    The sinusoids pe_j are as in the paper, but begin anew after PERIOD groups: 41 s of groups of two frames of 40 ms.
 
     Args:
         down_rate: frames of a group.
@@ -73,12 +73,14 @@ class MTLA(MLA):
         self.linear_merge = nn.Linear(kv_lora_rank, size)
         self.linear_merge_pos = nn.Linear(kv_lora_rank, size)
 
-    def _weighted(self, x: Tensor, frame: Tensor) -> Tensor:
-        """w_i c_i of frames x (b, t, d) with these numbers, (t or 1,) or (b, t): (b, t, rank)."""
+    def _weighted(self, x: Tensor, frame: Tensor | int) -> Tensor:
+        """w_i c_i of frames x (b, t, d) with these numbers, (t,) or (b, t), or all with one: (b, t, rank)."""
         latent = self.kv_norm(self.linear_kv_down(x))
         group = frame // self.down_rate % PERIOD
-        place = self.linear_merge_pos(_sinusoids(latent)[group])
-        return (self.linear_merge(latent) * place).sum(-1, keepdim=True).sigmoid() * latent
+        table = _sinusoids(latent)
+        place = self.linear_merge_pos(table[group : group + 1] if isinstance(group, int) else table[group])
+        weight = (self.linear_merge(latent) * place).sum(-1, keepdim=True).sigmoid()
+        return weight.to(latent.dtype) * latent  # autocast sums in float32
 
     def project_kv(self, x: Tensor, mask: Tensor | None = None, start: Tensor | int = 0) -> MergedCache:
         """As in `Attention`; where `start` is a tensor, each of its numbers is a multiple of down_rate."""
@@ -94,7 +96,7 @@ class MTLA(MLA):
             frames = nn.functional.pad(frames, (0, 0, before, lacking))
             return frames.unflatten(1, (frames.shape[1] // stride, stride))
 
-        tensors = [grouped(weighted).sum(2)]
+        tensors = [grouped(weighted).sum(2).to(weighted.dtype)]
         if self.position == "rope":
             tensors.append(grouped(self.linear_k_rope(x))[:, :, 0])
         return MergedCache(tuple(tensors), stride=stride, before=before, lacking=lacking)
@@ -118,16 +120,26 @@ class MTLA(MLA):
             raise ValueError(f"these frames begin after {kv.before} of a group of {self.down_rate}")
         if mask is not None:
             if mask.shape[1] != 1:
-                raise ValueError(f"mtla has merged these frames for all queries alike: {tuple(mask.shape)} is no mask")
-            mask = mask[..., :: self.down_rate]
+                raise ValueError(
+                    f"mtla merges frames once for all queries: its mask is (batch, 1, time), not {tuple(mask.shape)}"
+                )
+            mask = self._of_groups(mask)
         return self._attend_to_groups(query, kv, position, mask)
+
+    def _of_groups(self, mask: Tensor) -> Tensor:
+        """A mask (..., t) of frames as one of groups: true where a frame of theirs may be seen."""
+        whole = nn.functional.pad(mask.bool(), (0, -mask.shape[-1] % self.down_rate))
+        return whole.unflatten(-1, (whole.shape[-1] // self.down_rate, self.down_rate)).any(-1)
 
     def _attend_to_groups(
         self, query: Tensor, kv: MergedCache, position: Tensor | CachedPosition | None, mask: Tensor | None
     ) -> Tensor:
         """As `attend`, the mask (b, 1 or t_q, groups)."""
         latent, *rotary = kv.values()
-        places = KeyPlaces(len(kv), torch.arange(0, len(kv), self.down_rate, device=query.device))
+        window = (
+            latent.shape[1] * kv.stride - kv.before - kv.lacking
+        )  # and not len(kv), of which export makes a constant
+        places = KeyPlaces(window, torch.arange(latent.shape[1], device=query.device) * kv.stride)
         return self.attend_to_latents(query, latent, rotary, position, mask, places=places)
 
     def attend_in_chunks(self, x: Tensor, position: Tensor | None, mask: Tensor | None, chunks: Chunks) -> Tensor:
@@ -138,16 +150,16 @@ class MTLA(MLA):
         """
         if chunks.size % self.down_rate:
             raise ValueError(f"chunk_size ({chunks.size}) must be a multiple of down_rate ({self.down_rate})")
-        visible = chunks.mask(x, mask)[..., :: self.down_rate]
-        # Of a frame of padding, its group: no row is to be fully masked, see `Chunks.mask`.
-        group = torch.arange(x.shape[1], device=x.device) // self.down_rate
-        own = group.unsqueeze(-1) == torch.arange(visible.shape[-1], device=x.device)
-        return self._attend_to_groups(x, self.project_kv(x, mask), position, visible | own)
+        visible = self._of_groups(chunks.mask(x, mask))
+        return self._attend_to_groups(x, self.project_kv(x, mask), position, visible)
 
     def attend_to_frames(
         self, query: Tensor, x: Tensor, position: Tensor | None, mask: Tensor | None, self_attention: bool
     ) -> Tensor:
-        """As in `Attention`. Of each group, a mask (b, t_q, t_k) shows a query the first frames: none, some or all."""
+        """As in `Attention`.
+
+        A mask (b, t_q, t_k) shows a query of each group its first frames, none, some or all, as causal ones do.
+        """
         if mask is None or mask.shape[1] == 1:
             return super().attend_to_frames(query, x, position, mask, self_attention)
         stride, time = self.down_rate, x.shape[1]
@@ -168,7 +180,7 @@ class MTLA(MLA):
         if not isinstance(past, Past):
             return super().forward(query, key, value, *position_and_mask, expand_kv=expand_kv)
         x, shared = (tokens.reshape(len(past.visible), -1, tokens.shape[-1]) for tokens in (key, query))
-        new = self._weighted(x, torch.tensor([past.length], device=x.device))
+        new = self._weighted(x, past.length)
         (latent,) = past.append(MergedCache((new,), stride=self.down_rate)).values()
         return self.attend_to_latents(shared, latent, (), None, past.visible).view_as(query)
 
@@ -179,7 +191,7 @@ def _sinusoids(like: Tensor) -> Tensor:
     return table(like.shape[-1], like.dtype, like.device)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)  # layers may be of different ranks
 def _table(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # training may need them too
         rates = torch.exp(torch.arange(0, size, 2, dtype=torch.float32) * (-math.log(10000.0) / (size + size % 2)))

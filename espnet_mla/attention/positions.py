@@ -34,7 +34,7 @@ def rotary_rates(size: int) -> Rates:
     return tuple(ROPE_BASE ** (-2 * i / size) for i in range(size // 2))
 
 
-def rotate(x: Tensor, rates: Rates | None = None, places: "KeyPlaces | None" = None) -> Tensor:
+def rotate(x: Tensor, rates: Rates | None = None, places: KeyPlaces | None = None) -> Tensor:
     """Turn each pair (i, i + d/2) of x's last axis by its rotary angle (Su et al. 2021, eq. 34, in halves).
 
     The last frame stands at 0, the one before it at -1, and so on: queries that are the last frames of a window have

@@ -76,7 +76,7 @@ class TokenTree:
         index = reached.int().argsort(dim=-1, descending=True, stable=True)[:, :kept]  # in the order of before
         last = torch.arange(full, full + unfinished, device=held.device).expand(len(held), -1)
         index = torch.cat((index, last), dim=-1)
-        room = 0 if self._learning() else max(kept, ROOM * new)
+        room = 0 if _learning(self.caches) else max(kept, ROOM * new)
         tree = TokenTree(self.cache_dtype, self.stride)
         tree.caches = [
             replace(cache, tensors=tuple(_taken(x, index, room) for x in cache.tensors)) for cache in self.caches
@@ -100,7 +100,7 @@ class TokenTree:
             self.caches.append(new)
             return new
         cache, end = self.caches[layer], self.filled + new.entries
-        if cache.entries < end or self._learning():
+        if cache.entries < end or _learning([cache]):
             self.caches[layer] = cache.first(self.filled).append(new)
             return self.caches[layer]
         for there, tensor in zip(cache.tensors, new.tensors, strict=True):
@@ -138,13 +138,9 @@ class TokenTree:
         if not self.caches:
             return True
         # What was made in inference mode can't be written to outside of it.
-        strange = self.caches[0].tensors[0].is_inference() and not torch.is_inference_mode_enabled()
-        enough = self.caches[0].entries >= full + new
-        return self.length == length and self.filled == full and enough and not strange and not self._learning()
-
-    def _learning(self) -> bool:
-        """Whether a gradient needs what is there to stay as it is."""
-        return torch.is_grad_enabled() and any(x.requires_grad for cache in self.caches for x in cache.tensors)
+        strange = not torch.is_inference_mode_enabled() and any(one.tensors[0].is_inference() for one in self.caches)
+        enough = min(cache.entries for cache in self.caches) >= full + new
+        return self.length == length and self.filled == full and enough and not strange and not _learning(self.caches)
 
 
 class Past:
@@ -169,6 +165,11 @@ class Past:
     def append(self, new: FrameCache) -> FrameCache:
         """As of the tree."""
         return self.tree.append(self.layer, new, self.parents)
+
+
+def _learning(caches: list[FrameCache]) -> bool:
+    """Whether a gradient needs what is there to stay as it is."""
+    return torch.is_grad_enabled() and any(x.requires_grad for cache in caches for x in cache.tensors)
 
 
 def _taken(x: Tensor, index: Tensor, room: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""espnet-mla convert: a trained MHA model becomes an MLA, GQA or linear one, by factorisation and distillation."""
+"""espnet-mla convert: a trained MHA model becomes an MLA, MTLA, GQA or linear one."""
 
 import argparse
 import json
@@ -16,7 +16,8 @@ from espnet_mla.trained.names import CONVERSION_FILE
 DESCRIPTION = """\
 Turn a trained ESPnet model with multi-head attention into one with a smaller KV cache, without training: one latent
 for the keys and values of all heads (--attention mla), or fewer heads of keys and values (--attention gqa); or into one
-with linear attention (--attention linear), which loses most before it has learnt. With --distill the converted model
+with linear attention (--attention linear), which loses most before it has learnt. A model with latents becomes one with
+a latent for several frames (--attention mtla). With --distill the converted model
 learns from the original what it has lost. What is left is the folder of an experiment, ready to be decoded with (its
 model is model.pth), to be scored by stage 12 and 13 (--asr_exp FOLDER), and to be trained on by stage 11 (--asr_config
 FOLDER/finetune.yaml --pretrained_model FOLDER/model.pth).

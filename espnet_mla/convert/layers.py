@@ -57,7 +57,8 @@ class Part:
         Where that can't have the positions of the old one, the encoder has rotary ones.
         """
         conf = {key: value for key, value in (config.get(self.conf) or {}).items() if key not in _ESPNET_ONLY}
-        if self.conf == "encoder_conf" and config.get("encoder") == "transformer":
+        ours = all(isinstance(one, Attention) for one in self.attentions.values())
+        if self.conf == "encoder_conf" and config.get("encoder") == "transformer" and not ours:
             # Where it is none that ESPnet's Transformer knows, it takes this one.
             conf["pos_enc_layer_type"] = "abs_pos"
         if any(hasattr(one, "linear_pos") for one in self.attentions.values()):
@@ -122,13 +123,11 @@ def _check(attention: nn.Module, part: Part, choice: str) -> None:
     """Refuse an attention that is not multi-head attention as `factors` understands it."""
     key = f"{part.conf}: {part.kind}"
     if choice == "mtla":
+        if part.name == "decoder_src":
+            raise UserError(f"{key}: a decoder's attention to the speech can't be mtla")
         if type(attention) is not MLA:
             name = getattr(attention, "name", "selfattn")
-            raise UserError(
-                f"{key}: {name} can't be converted to mtla; what can is mla, which it is converted to first"
-            )
-        if part.name == "decoder_src":
-            raise UserError(f"{key}: mla can't be converted to mtla: the decoder's attention to the speech has no mtla")
+            raise UserError(f"{key}: {name} can't be converted to mtla; what can is mla: convert it to that first")
         return
     if isinstance(attention, LegacyRelPositionMultiHeadedAttention):
         raise UserError(
@@ -228,13 +227,12 @@ def as_gqa(attention: SourceAttention, pooled: Pooled) -> dict[str, Tensor]:
 
 def options_of(attention: MLA) -> dict[str, Any]:
     """Those that a latent attention can be built from again."""
-    names = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "rope_frequencies")
-    options = {name: getattr(attention, name) for name in names if getattr(attention, name)}
-    if not isinstance(attention.kv_norm, nn.Identity):
-        options["kv_norm"] = True
-    if attention.rope_frequencies:
-        options["rope_frequencies"] = list(attention.rope_frequencies)
-    return options
+    names = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    frequencies = attention.rope_frequencies
+    return {name: getattr(attention, name) or None for name in names} | {
+        "kv_norm": not isinstance(attention.kv_norm, nn.Identity),
+        "rope_frequencies": frequencies and list(frequencies),
+    }
 
 
 def as_mtla(attention: MLA, down_rate: int) -> dict[str, Tensor]:

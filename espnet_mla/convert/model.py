@@ -50,13 +50,13 @@ class Converted:
                 for key, unknown in (("energy_kept", ""), ("relative_error", "not measured"))
             )
             lines.append(
-                f"| {layer['name']} | {layer['size'] or ''} | {layer['bytes_before']:,} | {layer['bytes_after']:,} "
-                f"| {energy} | {error} |"
+                f"| {layer['name']} | {layer['size'] or ''} | {layer['bytes_before']:,} "
+                f"| {_whole(layer['bytes_after'])} | {energy} | {error} |"
             )
         before, after, state = (
             sum(layer[key] for layer in self.record["layers"]) for key in ("bytes_before", "bytes_after", "state_bytes")
         )
-        kept = f"{after:,} ({after / before:.2%})" if after else f"0, and {state:,} whatever the length"
+        kept = f"{_whole(after)} ({after / before:.2%})" if after else f"0, and {state:,} whatever the length"
         lines.append(f"| all | | {before:,} | {kept} | | |")
         return "\n".join(lines)
 
@@ -140,6 +140,8 @@ def _check_sizes(spec: ConversionSpec, part: Part) -> None:
         return
     if spec.attention == "mtla":
         _check_number(spec, part, number)
+        if part.name == "decoder_self" and len(set(spec.sizes or ())) > 1:
+            raise UsageError(f"--down_rate {','.join(map(str, spec.sizes or ()))}: a decoder has one for all layers")
         return
     if part.rotary:
         if not spec.calibration:
@@ -210,11 +212,12 @@ class Layer(NamedTuple):
 
 
 def _options(layers: list[dict[str, Any]]) -> dict[str, Any]:
-    """Those of a part: one value where all layers have the same, else a list with one for each."""
+    """Those of a part that some layer has: one value where all layers have the same, else a list with one for each."""
     values = {name: [options[name] for options in layers] for name in layers[0]}
     return {
         name: of[0] if all(one == of[0] for one in of) and not isinstance(of[0], list) else of
         for name, of in values.items()
+        if any(of)
     }
 
 
@@ -289,6 +292,10 @@ def _total_rank(spec: ConversionSpec, part: Part) -> int:
     """How many numbers a frame --kv_budget leaves for all layers of a part together."""
     assert spec.kv_budget is not None  # where `sizes` is None
     return round(spec.kv_budget * sum(2 * attention.linear_out.out_features for attention in part.attentions.values()))
+
+
+def _whole(size: float) -> str:
+    return f"{size:,.0f}" if size == round(size) else f"{size:,.1f}"
 
 
 def _cache(attention: Any) -> Cache:

@@ -42,8 +42,9 @@ class DecodingState:
         encoded: that output, (utterances, time, d).
         tokens: those of all hypotheses; a later step may have released it, for a beam search keeps the states of
             finished hypotheses and never scores them again. Where one is scored nevertheless, its tokens are computed
-            again.
-        held: (hypotheses, tokens of the tree), true where this hypothesis holds that token; the hypotheses of an
+            again; so are merged ones whose last group is not full, where another hypothesis has gone on from them. (A
+            search that scores hypotheses one by one pays for that; batched ones do not.)
+        held: (hypotheses, entries of the tree), true where this hypothesis holds that entry; the hypotheses of an
             utterance stand side by side.
         length: tokens of each hypothesis.
         growing: whether more speech may come in. ESPnet's streaming searches then go back by two steps: nothing is
@@ -293,8 +294,9 @@ def _view(x: Tensor) -> tuple:
 def _check(part: str, kind: str, options: dict, qk_norm: bool) -> None:
     if kind not in CHOICES[part]:
         raise ValueError(f"{part}_attention_layer_type: {kind!r} must be one of {', '.join(CHOICES[part])}")
-    if isinstance(options, Mapping) and isinstance(options.get("down_rate"), list):
-        raise ValueError(f"{part}_attention_conf: down_rate: {options['down_rate']} must be one number for all layers")
+    rates = options.get("down_rate") if kind == "mtla" and isinstance(options, Mapping) else None
+    if isinstance(rates, list) and len(set(map(str, rates))) > 1:
+        raise ValueError(f"{part}_attention_conf: down_rate: {rates} must be one number for all layers")
     if kind == "mha" and options:
         raise ValueError(f"{part}_attention_conf: {options}: {part}_attention_layer_type: mha has no options")
     if kind != "mha" and qk_norm:

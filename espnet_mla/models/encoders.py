@@ -53,7 +53,7 @@ class ScaledInput(nn.Module):
 class AttentionChoice(StreamingEncoder):
     """Mixed in before one of ESPnet's encoders, adds the choices to that encoder's configuration.
 
-    New values of the encoder's own key (`attention_key`): mha, gqa, mla, linear, with their options in
+    New values of the encoder's own key (`attention_key`): mha, gqa, mla, mtla, linear, with their options in
     `attention_conf`; a new `pos_enc_layer_type` for them: rope. Every other configuration builds ESPnet's network as it
     is. With a choice of ours relative positions are ESPnet's latest ones, whatever `rel_pos_type` says, and `streaming`
     makes it a chunked encoder, see `StreamingEncoder`.

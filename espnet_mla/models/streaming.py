@@ -50,16 +50,14 @@ class Streaming:
         Raises:
             ValueError: there is none, or a size of a list is none.
         """
-        sizes, of = self.sizes, "must be multiples of that, since the attention merges so many frames"
+        sizes, of = self.sizes, f"must be multiples of {step}, since mtla merges frames (down_rate)"
         if not isinstance(sizes, range):
             if any(size != ALL and size % step for size in sizes):
-                raise ValueError(f"streaming: dynamic_chunk_sizes: {sizes}, {step}: sizes {of}")
+                raise ValueError(f"streaming: dynamic_chunk_sizes: {sizes} {of}")
             return self
         multiples = range(sizes.start + -sizes.start % step, sizes.stop, step)
         if not multiples:
-            raise ValueError(
-                f"streaming: dynamic_chunk_sizes: min {sizes.start}, max {sizes.stop - 1}, {step}: sizes {of}"
-            )
+            raise ValueError(f"streaming: dynamic_chunk_sizes: min {sizes.start}, max {sizes.stop - 1}: sizes {of}")
         return replace(self, sizes=multiples)
 
     def draw(self) -> Chunks:
@@ -189,7 +187,7 @@ class StreamingEncoder(AbsEncoder):
             raise ValueError(f"left_chunks: {left}, but linear attention sums over all earlier frames: it must be -1")
         if size != ALL and size % self._merged:
             raise ValueError(
-                f"chunk_size: {size}, but the attention merges {self._merged} frames: it must be a multiple of that"
+                f"chunk_size: {size} must be a multiple of {self._merged}, since mtla merges frames (down_rate)"
             )
         return Chunks(size, left)
 
@@ -359,8 +357,6 @@ class StreamingEncoder(AbsEncoder):
 
     def _encode_rows(self, state: StreamState) -> tuple[Tensor, list[int]]:
         """`encode_chunk`, where every row has one."""
-        # A row that has ended within a group of merged frames leaves the others theirs.
-        state.past += -state.past % self._merged
         rate, span = self.subsampling
         size = max(map(len, state.features)) if state.chunks.size == ALL else state.chunks.size
         chunks = [features[: self.input_frames(size)] for features in state.features]

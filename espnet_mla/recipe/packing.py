@@ -267,5 +267,5 @@ def _cache_section(layout: Layout) -> str:
 
 
 def _range(sizes: Sequence[float]) -> str:
-    least, most = min(sizes), max(sizes)
-    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    least, most = (f"{size:,.0f}" if size == round(size) else f"{size:,.1f}" for size in (min(sizes), max(sizes)))
+    return least if least == most else f"{least} to {most}"

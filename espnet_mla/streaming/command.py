@@ -8,29 +8,41 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO, cast
 
 from espnet_mla.common.errors import UsageError, UserError, one_line
 from espnet_mla.common.filenames import escaped
 from espnet_mla.common.units import hertz
 from espnet_mla.streaming import container
+from espnet_mla.trained import written
 from espnet_mla.trained.audio import read
 from espnet_mla.trained.decoding import FLAG, check
 from espnet_mla.trained.options import add_cache_dtype, device_of
+from espnet_mla.trained.transcript import Segment
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from espnet_mla.streaming.endpoint import Endpointing
     from espnet_mla.streaming.recogniser import StreamingSpeech2Text
     from espnet_mla.streaming.result import Result
 
+RULES = {
+    "trailing_silence": "after so much silence behind a word (default: 0.8)",
+    "initial_silence": "after so much silence without one, of which nothing is printed (default: 2.4)",
+    "longest": "after so much of a sentence (default: 20)",
+}
+"""Options of endpointing, see `endpoint.Endpointing`."""
+OUTPUTS = (".srt", ".vtt", ".ctm", ".jsonl")
 STDIN = "-"
 FILE_PIECE_SECONDS = 0.1  # of a file, that are recognised at a time
 STDIN_BYTES = 1 << 14  # most bytes of the standard input that are read at a time
 
 DESCRIPTION = """\
 Recognise an audio file, or the standard input, piece by piece, and show the partial text; then print the final text as
-espnet-mla transcribe does: the file, a tab, the text. Takes models that were trained with encoder_conf: streaming.
+espnet-mla transcribe does: the file, a tab, the text. With --endpointing each sentence is printed as it ends: its first
+second, its last one, and its text, with tabs between. Takes models that were trained with encoder_conf: streaming.
 
     espnet-mla stream MODEL speech.flac
     arecord -t raw -f S16_LE -r 16000 | espnet-mla stream MODEL -
@@ -46,6 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check({"beam_size": options.beam_size, "ctc_weight": options.ctc_weight}, FLAG)
         options.fs = hertz(options.fs) if options.fs is not None else None
+    except UsageError as error:
+        parser.error(str(error))
+    try:
+        rules = _rules(options)
     except UsageError as error:
         parser.error(str(error))
     if options.audio == STDIN and sys.stdin is None:
@@ -65,8 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     device = device_of(parser, options)
     try:
-        recogniser = espnet_mla.StreamingSpeech2Text(options.model, fs=options.fs, device=device, **given)
-        result = _recognise(recogniser, _pieces(options.audio, options.fs or recogniser.pool.model.fs), options)
+        recogniser = espnet_mla.StreamingSpeech2Text(
+            options.model, fs=options.fs, device=device, endpointing=rules, **given
+        )
+        with _Sentences(options) as sentences:
+            pieces = _pieces(options.audio, options.fs or recogniser.pool.model.fs)
+            result = _recognise(recogniser, pieces, options, sentences)
     except UsageError as error:
         parser.error(str(error))
     except (UserError, ValueError) as error:
@@ -74,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    if rules is not None:
+        return 0
     text = result.text
     if options.times:
         text = "\n".join(f"{second:.2f}\t{token}" for second, token in zip(result.times, result.tokens, strict=True))
@@ -81,8 +103,72 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _rules(options: argparse.Namespace) -> "Endpointing | None":
+    """The rules of endpointing that the options ask for, if they do.
+
+    Raises:
+        UsageError: they do not go together.
+    """
+    from espnet_mla.streaming.endpoint import Endpointing
+
+    named = {name: value for name in RULES if (value := getattr(options, name)) is not None}
+    if named and not options.endpointing:
+        raise UsageError(
+            f"--{next(iter(named))} {next(iter(named.values())):g}: without --endpointing there are no rules"
+        )
+    if options.output and not options.endpointing:
+        raise UsageError(f"--output {options.output}: sentences are what it is for: give --endpointing")
+    if options.output and options.output.suffix not in OUTPUTS:
+        raise UsageError(f"--output {options.output}: its ending must be one of {', '.join(OUTPUTS)}")
+    if options.endpointing and options.times:
+        raise UsageError("--times: with --endpointing the times of words are in --output FILE.ctm or FILE.jsonl")
+    # 0 is none: on a command line there is no other way to say so.
+    return Endpointing.of({name: value or None for name, value in named.items()}) if options.endpointing else None
+
+
+class _Sentences:
+    """Where sentences go as they end: to the standard output, and to the file that --output names."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.audio, self.output, self.number = options.audio, options.output, 0
+        self.file: TextIO | None = None
+
+    def __enter__(self) -> "_Sentences":
+        if self.output:
+            try:
+                self.output.parent.mkdir(parents=True, exist_ok=True)
+                self.file = self.output.open("w", encoding="utf-8")
+            except OSError as error:
+                raise UserError(f"--output {self.output}: {one_line(error)}") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file:
+            self.file.close()
+
+    def write(self, sentence: "Result") -> None:
+        """Write one; what has been written stays, whatever comes after."""
+        self.number += 1
+        print(f"{sentence.start:.2f}\t{sentence.end:.2f}\t{sentence.text}", flush=True)
+        if self.file:
+            self.file.write(self._formatted(Segment(sentence.start, sentence.end, sentence.text, sentence.words)))
+            self.file.flush()
+
+    def _formatted(self, segment: Segment) -> str:
+        kind = self.output.suffix.removeprefix(".")
+        if kind == "jsonl":
+            return f"{written.segment_line(segment)}\n"
+        if kind == "ctm":
+            return written.ctm("stdin" if self.audio == STDIN else self.audio, [segment])
+        before = "WEBVTT\n\n" if kind == "vtt" and self.number == 1 else ""
+        return f"{before}{written.cue(segment, self.number, kind)}\n"
+
+
 def _recognise(
-    recogniser: "StreamingSpeech2Text", pieces: Iterator["np.ndarray"], options: argparse.Namespace
+    recogniser: "StreamingSpeech2Text",
+    pieces: Iterator["np.ndarray"],
+    options: argparse.Namespace,
+    sentences: _Sentences,
 ) -> "Result":
     """The final result; partial ones are displayed meanwhile. Ctrl-C ends the audio: a microphone has no other end."""
     display = _PartialTextDisplay()
@@ -93,9 +179,14 @@ def _recognise(
             if options.realtime:
                 interrupts.wait_for(partial(_sleep_until, start + samples / rate))
             if result := recogniser.accept(piece):
+                for sentence in recogniser.take_sentences():
+                    display.clear()
+                    sentences.write(sentence)
                 display.update(result, samples / rate)
     display.clear()
     stream, result = recogniser.stream, recogniser.finish()
+    for sentence in recogniser.take_sentences():
+        sentences.write(sentence)
     if options.audio != STDIN and not stream.state.frames[0]:
         raise UserError(f"{escaped(options.audio)}: {samples / rate:.3f} s are too short for the model")
     return result
@@ -146,6 +237,7 @@ class _PartialTextDisplay:
         self.width = shutil.get_terminal_size().columns - 1 if self.terminal else 120
 
     def update(self, result: "Result", second: float) -> None:
+        self.settled = min(self.settled, result.settled)  # of another sentence there are fewer
         text = result.text_from(max(0, self.settled - self.width))
         self.settled = result.settled
         room = self.width - 12
@@ -241,4 +333,14 @@ def _parser() -> argparse.ArgumentParser:
         "CTC's (default: search)",
     )  # fmt: skip
     add_cache_dtype(parser)
+    rules = parser.add_argument_group("sentences")
+    rules.add_argument(
+        "--endpointing", action="store_true", help="end sentences at silences, and print each as it ends"
+    )
+    for name, meaning in RULES.items():
+        rules.add_argument(f"--{name}", type=float, metavar="SECONDS", help=f"{meaning}; 0: never")
+    rules.add_argument(
+        "--output", metavar="FILE", type=Path,
+        help=f"the sentences, as its ending says: {', '.join(OUTPUTS)} (subtitles, NIST's CTM of words, JSON lines)",
+    )  # fmt: skip
     return parser

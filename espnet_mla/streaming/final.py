@@ -1,4 +1,4 @@
-"""The final text of a stream, found over all of it, and the times of its words."""
+"""The final text of a sentence, found over all of it, and the times of its words."""
 
 import torch
 from torch import Tensor
@@ -9,12 +9,13 @@ from espnet_mla.streaming.search import Hypothesis, PrefixBeam
 from espnet_mla.trained.words import align, words
 
 
-def final_result(model: StreamingModel, beam: PrefixBeam, encoder_out: Tensor) -> Result | None:
+def final_result(model: StreamingModel, beam: PrefixBeam, encoder_out: Tensor, first_frame: int) -> Result | None:
     """The result of `model.final_search`, "search" or "rescore".
 
     Args:
-        beam: of CTC, after the whole stream.
-        encoder_out: of the whole stream, (time, d_model).
+        beam: of CTC, after the whole sentence.
+        encoder_out: of the whole sentence, (time, d_model).
+        first_frame: of the stream, at which it begins.
 
     Returns:
         Its tokens begin where the alignment to CTC's posteriors has them. None where CTC can't spell what was found in
@@ -29,7 +30,8 @@ def final_result(model: StreamingModel, beam: PrefixBeam, encoder_out: Tensor) -
     if spans is None:
         return None
     hypothesis = Hypothesis.of(tokens, [span.start for span in spans])
-    return Result(model, hypothesis, score, True, words(tokens, spans, model.text, model.frame_seconds))
+    found_words = words(tokens, [span.later(first_frame) for span in spans], model.text, model.frame_seconds)
+    return Result(model, hypothesis, score, True, found_words, first_frame, len(encoder_out))
 
 
 def _rescored(model: StreamingModel, beam: PrefixBeam, encoder_out: Tensor) -> tuple[list[int], float]:

@@ -19,6 +19,7 @@ from espnet_mla.models import features
 from espnet_mla.models.chunked import StreamState
 from espnet_mla.models.features import StreamingFeatures
 from espnet_mla.models.streaming import StreamingEncoder
+from espnet_mla.streaming.endpoint import Endpointing
 from espnet_mla.streaming.search import MAX_BEAM_SIZE
 from espnet_mla.trained.decoding import check, check_for
 from espnet_mla.trained.model import sampling_rate
@@ -47,6 +48,8 @@ class StreamingModel:
         ctc_weight: weight of CTC in the score of a rescored hypothesis, from 0 to 1.
         final_search: one of `FINAL_SEARCHES`.
         cache_dtype: in what the caches of streams are kept; None for as the encoder says.
+        endpointing: when a sentence ends; None where a stream is one sentence.
+        reset: whether the encoder forgets the sentences before.
     """
 
     speech2text: "Speech2Text"
@@ -55,6 +58,8 @@ class StreamingModel:
     ctc_weight: float
     final_search: str
     cache_dtype: str | None = None
+    endpointing: Endpointing | None = None
+    reset: bool = False
 
     @classmethod
     def load(
@@ -67,6 +72,8 @@ class StreamingModel:
         ctc_weight: float = 0.3,
         final_search: str = "search",
         cache_dtype: str | None = None,
+        endpointing: "Endpointing | dict[str, Any] | bool | None" = None,
+        reset: bool = False,
         **options: Any,
     ) -> "StreamingModel":
         """Load a model, and check that all of it can be streamed.
@@ -78,6 +85,8 @@ class StreamingModel:
             final_search: one of `FINAL_SEARCHES`; of models whose decoder can't score a text it is "ctc".
             cache_dtype: one of `espnet_mla.attention.CACHE_TYPES`, for the caches of attentions and convolutions, and
                 the encoder's output that is kept for the final search; None for as `from_pretrained` was told.
+            endpointing: as of the class; or its rules by name, or true for the defaults.
+            reset: as of the class.
             options: of `espnet_mla.from_pretrained`, where `model` is a name: device, dtype, ...
 
         Raises:
@@ -89,6 +98,7 @@ class StreamingModel:
             check_cache_type(cache_dtype)
         if beam_size > MAX_BEAM_SIZE:
             raise UsageError(f"beam_size: {beam_size}: at most {MAX_BEAM_SIZE} hypotheses can be followed")
+        endpointing = Endpointing.of(endpointing)
         if final_search not in FINAL_SEARCHES:
             raise UsageError(f"final_search: {final_search!r}: valid are {', '.join(FINAL_SEARCHES)}")
         searched: dict[str, Any] = {}
@@ -106,7 +116,7 @@ class StreamingModel:
             final_search = "ctc"
         if final_search == "search" and searched:
             check_for(ASR, ASR.config_of(model), searched)
-        return cls(model, state.chunks, beam_size, ctc_weight, final_search, state.cache_dtype)
+        return cls(model, state.chunks, beam_size, ctc_weight, final_search, state.cache_dtype, endpointing, reset)
 
     @property
     def asr_model(self) -> ESPnetASRModel:

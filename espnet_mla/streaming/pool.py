@@ -28,12 +28,13 @@ class StreamPool:
             print(updated.result.text)
 
     The final text of streams of up to `stream.MAX_SEARCH_SECONDS` is what `final_search` finds; until then their
-    encoder's output is kept, unless that is "ctc".
+    encoder's output is kept, unless that is "ctc". With `endpointing` a stream is one sentence after the other, see
+    `Stream.take_sentences`.
 
     Args:
         model: ESPnet's Speech2Text, or what `espnet_mla.from_pretrained` takes.
-        options: as of `StreamingModel.load`: chunk_size, left_chunks, beam_size, ctc_weight, final_search,
-            cache_dtype, device, ...
+        options: as of `StreamingModel.load`: chunk_size, left_chunks, beam_size, ctc_weight, final_search, cache_dtype,
+            endpointing, device, ...
 
     Raises:
         ValueError, UserError: as `StreamingModel.load`.

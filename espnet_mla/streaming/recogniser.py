@@ -25,6 +25,14 @@ class StreamingSpeech2Text:
                 print(result.text)
         print(recogniser.finish().text)
 
+    With `endpointing`, sentence by sentence, in bounded memory::
+
+        for samples in microphone:
+            recogniser.accept(samples)
+            for sentence in recogniser.take_sentences():
+                print(sentence.start, sentence.end, sentence.text)
+        recogniser.finish()  # and what take_sentences() has then
+
     Args:
         model, options: as of `StreamPool`.
         fs: Hz of the audio, which is resampled where the model's differs; default the model's.
@@ -37,6 +45,7 @@ class StreamingSpeech2Text:
         self.pool = StreamPool(model, **options)
         self._fs = fs
         self.stream: Stream = self.pool.open(fs)
+        self._sentences: list[Result] = []
 
     def accept(self, samples: "np.ndarray | Tensor") -> Result | None:
         """Take samples, and encode all chunks that are complete now.
@@ -45,7 +54,7 @@ class StreamingSpeech2Text:
             samples: (time,), any number of them: floating-point from -1 to 1, or 16-bit integers.
 
         Returns:
-            The text since the stream began, where a chunk was encoded; else None.
+            The text since the stream, or the sentence, began, where a chunk was encoded; else None.
 
         Raises:
             ValueError: as `Stream.accept`.
@@ -61,15 +70,21 @@ class StreamingSpeech2Text:
         return self.stream.result if self.stream.result is not before else None
 
     def finish(self) -> Result:
-        """The final result. Samples that are accepted after it belong to a new stream."""
+        """The final result, of the last sentence. Samples that are accepted after it belong to a new stream."""
         stream = self.stream
         stream.finish()
         try:
             self._advance()
         finally:
             stream.close()
+            self._sentences += stream.take_sentences()
             self.stream = self.pool.open(self._fs)
         return stream.result
+
+    def take_sentences(self) -> list[Result]:
+        """As `Stream.take_sentences`; also those of a stream that has been finished."""
+        taken, self._sentences = [*self._sentences, *self.stream.take_sentences()], []
+        return taken
 
     def _advance(self) -> None:
         while self.pool.advance():

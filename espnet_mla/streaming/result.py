@@ -10,14 +10,16 @@ from espnet_mla.trained.words import Word
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Result:
-    """The best hypothesis of a stream.
+    """The best hypothesis of a stream, or with endpointing of a sentence of it.
 
     Args:
         model: that the stream is of.
         hypothesis: its tokens and their frames.
         score: its log probability: by CTC, and in a final result of a search by CTC and attention decoder.
-        final: whether the stream has ended; until then the last words may still change.
+        final: whether it has ended; until then the last words may still change.
         words: in a final result of a search, with their times and how sure they are; else None.
+        first_frame: of the stream, at which the sentence begins.
+        frames: of the sentence so far.
     """
 
     model: StreamingModel
@@ -25,6 +27,8 @@ class Result:
     score: float
     final: bool
     words: list[Word] | None = None
+    first_frame: int = 0
+    frames: int = 0
 
     @property
     def settled(self) -> int:
@@ -39,7 +43,18 @@ class Result:
     @property
     def times(self) -> list[float]:
         """The most probable onset of each token, in seconds from the beginning of the stream."""
-        return [frame * self.model.frame_seconds for frame in self.hypothesis.frames]
+        return [(self.first_frame + frame) * self.model.frame_seconds for frame in self.hypothesis.frames]
+
+    @property
+    def start(self) -> float:
+        """When the first word begins, in seconds from the beginning of the stream; without words, when it begins."""
+        moments = [word.start for word in self.words or ()] or self.times
+        return moments[0] if moments else self.first_frame * self.model.frame_seconds
+
+    @property
+    def end(self) -> float:
+        """When the last word ends, in seconds from the beginning of the stream; where that is not known, it itself."""
+        return self.words[-1].end if self.words else (self.first_frame + self.frames) * self.model.frame_seconds
 
     @cached_property
     def text(self) -> str:

@@ -1,6 +1,7 @@
 """One stream: samples to features, and the encoder's output to text."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import soxr
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from espnet_mla.attention import ALL, FrameCache
 from espnet_mla.models.chunked import StreamState
+from espnet_mla.streaming.endpoint import Endpointer
 from espnet_mla.streaming.final import final_result
 from espnet_mla.streaming.model import StreamingModel
 from espnet_mla.streaming.result import Result
@@ -25,7 +27,7 @@ class Stream:
 
     Attributes:
         state: the encoder's, with the features that wait for their chunk.
-        result: the text so far.
+        result: the text so far, or with endpointing that of the sentence which has not ended.
         closed: whether it has left its pool: after its final result, or by `close`.
     """
 
@@ -33,10 +35,13 @@ class Stream:
         self.model, self.state = model, model.new_state()
         self._resampler = soxr.ResampleStream(fs, model.fs, 1, dtype="float32") if fs != model.fs else None
         self._features = model.new_features()
-        self._beam = PrefixBeam(model.beam_size, model.asr_model.blank_id)
-        self._encoder_out: list[FrameCache] = []  # of all chunks, for the final search
+        self._endpointer = None
+        if model.endpointing is not None:
+            self._endpointer = Endpointer(model.endpointing, model.asr_model.blank_id, model.frame_seconds)
+        self._sentences: list[Result] = []
         self._finished = self.closed = False
-        self.result = self._best_result()
+        self._begin_sentence(0)
+        self.result = self._partial()
 
     @property
     def nbytes(self) -> int:
@@ -93,35 +98,69 @@ class Stream:
             log_probs: CTC's for the chunk, (time, tokens).
         """
         self.state = state
+        self.closed = state.ended[0] and not self.model.encoder.ready(state)
+        while self._endpointer and (end := self._endpointer.first_end(log_probs)) is not None:
+            self._extend(encoder_out[:end], log_probs[:end])
+            encoder_out, log_probs = encoder_out[end:], log_probs[end:]
+            self._end_sentence()
+            if self.model.reset and not self.closed:
+                self.state = self.model.new_state()
+                self.state.features, self.state.ended = state.features, state.ended
+        self._extend(encoder_out, log_probs)
+        if not self.closed:
+            self.result = self._partial()
+        elif self._beam.frames or not self.result.final:  # no sentence has ended with the stream
+            self._end_sentence()
+
+    def take_sentences(self) -> list[Result]:
+        """The sentences that have ended since this was last asked, with endpointing; those without a token are none."""
+        taken, self._sentences = self._sentences, []
+        return taken
+
+    def _begin_sentence(self, frame: int) -> None:
+        self._first = frame
+        self._beam = PrefixBeam(self.model.beam_size, self.model.asr_model.blank_id)
+        self._encoder_out: list[FrameCache] = []  # for the final search
+
+    def _extend(self, encoder_out: Tensor, log_probs: Tensor) -> None:
+        """Take frames for a part of the sentence."""
         self._beam.extend(log_probs)
-        if self.model.final_search != "ctc" and state.frames[0] * self.model.frame_seconds <= MAX_SEARCH_SECONDS:
+        if self.model.final_search != "ctc" and self._beam.frames * self.model.frame_seconds <= MAX_SEARCH_SECONDS:
             frames = FrameCache((encoder_out.unsqueeze(0).clone(),))
             self._encoder_out.append(frames.stored_as(self.model.cache_dtype))
         else:
             self._encoder_out = []
-        self.closed = state.ended[0] and not self.model.encoder.ready(state)
-        self.result = self._best_result()
-        if self.closed:
-            self._encoder_out = []
+
+    def _end_sentence(self) -> None:
+        """The sentence has ended, and another begins."""
+        self.result = self._final()
+        if self._endpointer and len(self.result.hypothesis):
+            self._sentences.append(self.result)
+        self._begin_sentence(self._first + self._beam.frames)
 
     def _missing(self) -> int | None:
         """How many features the next chunk still needs; None where it is the whole utterance."""
         size = self.model.chunks.size
         return None if size == ALL else self.model.encoder.input_frames(size) - len(self.state.features[0])
 
-    def _best_result(self) -> Result:
-        """The best hypothesis of CTC; at the end that of the final search."""
-        if self.closed and any(len(frames) for frames in self._encoder_out):
+    def _final(self) -> Result:
+        """What the final search finds; or the best hypothesis of CTC."""
+        if any(len(frames) for frames in self._encoder_out):
             try:
                 encoder_out = torch.cat([frames.values()[0] for frames in self._encoder_out], dim=1)[0]
-                if (found := final_result(self.model, self._beam, encoder_out)) is not None:
+                if (found := final_result(self.model, self._beam, encoder_out, self._first)) is not None:
                     return found
             except RuntimeError as error:
                 if "memory" not in str(error):
                     raise
                 logging.warning("The final search ran out of memory; the best hypothesis of CTC is final: %s", error)
+        return replace(self._partial(), final=True)
+
+    def _partial(self) -> Result:
+        """The best hypothesis of CTC."""
         prefix, score = self._beam.best[0]
-        return Result(self.model, self._beam.hypothesis(prefix), score, final=self.closed)
+        hypothesis = self._beam.hypothesis(prefix)
+        return Result(self.model, hypothesis, score, False, None, self._first, self._beam.frames)
 
 
 def checked(samples: "np.ndarray | Tensor") -> np.ndarray:

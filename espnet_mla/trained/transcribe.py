@@ -200,7 +200,7 @@ def _write(outcome: Outcome, transcript: Transcript, options: argparse.Namespace
     elif options.format == "json":
         print(written.json_line(outcome.file, transcript, times), flush=True)
     elif options.format == "ctm":
-        print(written.ctm(outcome.file, transcript), end="", flush=True)
+        print(written.ctm(outcome.file, transcript.segments), end="", flush=True)
     elif options.output_dir:
         place = options.output_dir / f"{Path(outcome.file).stem}.{options.format}"
         write_text(place, written.subtitles(transcript, options.format))

@@ -40,6 +40,10 @@ class Span(NamedTuple):
     end: int
     posterior: float
 
+    def later(self, frames: int) -> "Span":
+        """The same with so many frames before."""
+        return Span(self.start + frames, self.end + frames, self.posterior)
+
 
 def align(log_probs: "Tensor", tokens: Sequence[int], blank: int) -> list[Span] | None:
     """The most probable places of tokens (forced alignment, by torchaudio).

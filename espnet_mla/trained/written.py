@@ -1,12 +1,13 @@
 """Transcripts as they are written: a line of text, a line of JSON, or subtitles."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from espnet_mla.common.filenames import escaped
-from espnet_mla.trained.transcript import Transcript
+from espnet_mla.trained.transcript import Segment, Transcript
 
 FORMATS = ("text", "json", "ctm", "srt", "vtt")
 SUBTITLES = ("srt", "vtt")
@@ -37,27 +38,33 @@ def _rounded(content: dict[str, Any]) -> dict[str, Any]:
     return rounded
 
 
-def ctm(file: str, transcript: Transcript) -> str:
+def ctm(file: str, segments: Sequence[Segment]) -> str:
     """NIST's: the name of the file without its ending, the channel, start and duration in seconds, word, confidence."""
     name = "_".join(escaped(Path(file).stem).split())
     lines = [
         f"{name} 1 {word.start:.2f} {word.end - word.start:.2f} {word.text} {word.confidence:.2f}\n"
-        for segment in transcript.segments
+        for segment in segments
         for word in segment.words or ()
     ]
     return "".join(lines)
 
 
+def segment_line(segment: Segment) -> str:
+    """An object: start, end, text and words of a segment."""
+    return json.dumps(_rounded(asdict(segment)), ensure_ascii=False)
+
+
 def subtitles(transcript: Transcript, kind: str) -> str:
     """SubRip (`srt`) or WebVTT (`vtt`), a cue for each segment with a text."""
-    mark = "," if kind == "srt" else "."
-    cues = [one for one in transcript.segments if one.text]
-    blocks = [
-        (f"{number}\n" if kind == "srt" else "")
-        + f"{_clock(one.start, mark)} --> {_clock(one.end, mark)}\n{one.text}\n"
-        for number, one in enumerate(cues, 1)
-    ]
+    blocks = [cue(one, number, kind) for number, one in enumerate((s for s in transcript.segments if s.text), 1)]
     return "\n".join([*(["WEBVTT\n"] if kind == "vtt" else []), *blocks])
+
+
+def cue(segment: Segment, number: int, kind: str) -> str:
+    """The cue of a segment, the first one being number 1."""
+    mark = "," if kind == "srt" else "."
+    times = f"{_clock(segment.start, mark)} --> {_clock(segment.end, mark)}"
+    return (f"{number}\n" if kind == "srt" else "") + f"{times}\n{segment.text}\n"
 
 
 def _clock(seconds: float, mark: str) -> str:

@@ -121,7 +121,7 @@ def wer(folders: dict[str, Path], types: list[str]) -> None:
                 continue
             with contextlib.chdir(RECIPE / "mini"):
                 recogniser = espnet_mla.StreamingSpeech2Text(
-                    folder, device="cpu", chunk_size=CHUNK, cache_dtype=cache_dtype
+                    folder, device="cpu", chunk_size=CHUNK, cache_dtype=cache_dtype, final_search="rescore"
                 )
             found = errors(data, lambda samples, recogniser=recogniser: streamed(recogniser, samples))
             state = recogniser.pool.model.new_state()

@@ -83,10 +83,12 @@ MLA = {
     "src_attention_layer_type": "mla",
     "src_attention_conf": {"kv_lora_rank": 64},
 }
+MTLA = MLA | {"self_attention_layer_type": "mtla"}
 OURS = {  # name -> keys of decoder_conf, and in what the caches are kept
     "mha": ({}, None),
     "mla 64": (MLA, None),
     "mla 64 int8": (MLA, "int8"),
+    "mtla 64": (MTLA, None),
 }
 NBEST = 5
 CLOSE, ROUNDING = 1e-4, 4 * torch.finfo(torch.float32).eps  # absolute, and of scores that float32 has no such steps for

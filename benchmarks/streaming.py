@@ -115,6 +115,7 @@ def types() -> None:
             "mla 32": loaded(
                 Path(scratch), "conformer_mla_streaming", "--encoder_conf", "attention_conf.kv_lora_rank=32"
             ),
+            "mtla 64": loaded(Path(scratch), "conformer_mtla", *itertools.chain(*STREAMING)),
         }
         recognisers = {
             (name, cache_dtype): recogniser_of(model, 0.2, cache_dtype=cache_dtype)

@@ -141,6 +141,19 @@ def test_linear_attention_in_chunks_is_its_running_state_chunk_after_chunk():
 
 
 @pytest.mark.parametrize(("name", "kind", "position"), CHOICES)
+def test_positions_do_not_run_out(name, kind, position):
+    """Days later frames are what they would be now."""
+    encoder = build(name, kind, position)
+    features, state = torch.randn(1, 200, FEATURES), encoder.stream()
+    encoder.forward_chunk(features[:, :120], state)
+    later = state.select([0])
+    later.frames = [state.frames[0] + 10_000_384]  # a multiple of what mtla counts up to
+    expected, _ = encoder.forward_chunk(features[:, 120:], state)
+    found, _ = encoder.forward_chunk(features[:, 120:], later)
+    assert len(expected[0]) >= 16 and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("name", "kind", "position"), CHOICES)
 def test_the_state_grows_to_its_bound_and_no_further(name, kind, position):
     encoder = build(name, kind, position)
     state, sizes = encoder.stream(), []

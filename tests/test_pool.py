@@ -456,12 +456,21 @@ def test_where_the_final_search_runs_out_of_memory_the_text_is_ctcs(
 
 
 def test_streams_that_are_longer_than_the_longest_utterances_are_not_searched(speech2text, speech, monkeypatch):
-    monkeypatch.setattr("espnet_mla.streaming.stream.MAX_SEARCH_SECONDS", 1.0)
+    monkeypatch.setattr("espnet_mla.streaming.stream.MAX_SECONDS", 1.0)
     by_ctc, recogniser = StreamingSpeech2Text(speech2text, final_search="ctc"), StreamingSpeech2Text(speech2text)
     for one in (by_ctc, recogniser):
         one.accept(speech)  # 1.5 s
     assert recogniser.stream.nbytes == by_ctc.stream.nbytes
     assert same(recogniser.finish(), by_ctc.finish())
+
+
+def test_longer_ones_than_the_search_is_for_are_rescored(speech2text, speech, monkeypatch):
+    monkeypatch.setattr("espnet_mla.streaming.final.MAX_SEARCH_SECONDS", 1.0)
+    recogniser = StreamingSpeech2Text(speech2text)
+    rescored = StreamingSpeech2Text(speech2text, final_search="rescore")
+    for one in (recogniser, rescored):
+        one.accept(speech)  # 1.5 s
+    assert same(recogniser.finish(), rescored.finish())
 
 
 def test_without_a_decoder_the_text_is_ctcs(make, speech):

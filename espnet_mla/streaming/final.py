@@ -8,6 +8,9 @@ from espnet_mla.streaming.result import Result
 from espnet_mla.streaming.search import Hypothesis, PrefixBeam
 from espnet_mla.trained.words import align, words
 
+MAX_SEARCH_SECONDS = 30.0
+"""Longer sentences are rescored instead: what the attention decoder was not trained on, it finds no end in."""
+
 
 def final_result(model: StreamingModel, beam: PrefixBeam, encoder_out: Tensor, first_frame: int) -> Result | None:
     """The result of `model.final_search`, "search" or "rescore".
@@ -21,7 +24,9 @@ def final_result(model: StreamingModel, beam: PrefixBeam, encoder_out: Tensor, f
         Its tokens begin where the alignment to CTC's posteriors has them. None where CTC can't spell what was found in
         so few frames, or nothing was found.
     """
-    found = model.search(encoder_out) if model.final_search == "search" else _rescored(model, beam, encoder_out)
+    short = len(encoder_out) * model.frame_seconds <= MAX_SEARCH_SECONDS
+    searched = model.final_search == "search" and short
+    found = model.search(encoder_out) if searched else _rescored(model, beam, encoder_out)
     if found is None:
         return None
     tokens, score = found

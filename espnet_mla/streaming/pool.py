@@ -27,8 +27,9 @@ class StreamPool:
         for updated in pool.advance():
             print(updated.result.text)
 
-    The final text of streams of up to `stream.MAX_SEARCH_SECONDS` is what `final_search` finds; until then their
-    encoder's output is kept, unless that is "ctc". With `endpointing` a stream is one sentence after the other, see
+    The final text of streams of up to `final.MAX_SEARCH_SECONDS` is what `final_search` finds; of longer ones, up to
+    `stream.MAX_SECONDS`, that of CTC's hypotheses which CTC and decoder score best together; then CTC's. As long as
+    it may be needed, the encoder's output is kept. With `endpointing` a stream is one sentence after the other, see
     `Stream.take_sentences`.
 
     Args:

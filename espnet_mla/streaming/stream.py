@@ -18,8 +18,8 @@ from espnet_mla.streaming.search import PrefixBeam
 
 FULL_SCALE = 1 << 15  # of 16-bit PCM
 MAX_FLOAT_SAMPLE = 10.0  # larger floating-point samples are taken for unscaled integers
-MAX_SEARCH_SECONDS = 60.0
-"""The text of longer streams is that of CTC: the attention decoder has been trained on utterances."""
+MAX_SECONDS = 60.0
+"""The text of longer sentences is that of CTC: the attention decoder has been trained on utterances."""
 
 
 class Stream:
@@ -125,7 +125,7 @@ class Stream:
     def _extend(self, encoder_out: Tensor, log_probs: Tensor) -> None:
         """Take frames for a part of the sentence."""
         self._beam.extend(log_probs)
-        if self.model.final_search != "ctc" and self._beam.frames * self.model.frame_seconds <= MAX_SEARCH_SECONDS:
+        if self.model.final_search != "ctc" and self._beam.frames * self.model.frame_seconds <= MAX_SECONDS:
             frames = FrameCache((encoder_out.unsqueeze(0).clone(),))
             self._encoder_out.append(frames.stored_as(self.model.cache_dtype))
         else:

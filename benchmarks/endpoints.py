@@ -128,7 +128,7 @@ def main() -> None:
     of.add_argument("experiments", nargs="+", metavar="EXPERIMENT")
     of.add_argument("--rules", nargs="+", type=float, default=[0.5, 0.8], help="seconds (default: 0.5 0.8)")
     of.add_argument("--recipe", type=Path, default=RECIPE, help="its folder, with mini/ (default: this repository's)")
-    commands.add_parser("hour").add_argument("--minutes", type=int, default=60)
+    commands.add_parser("hour").add_argument("--minutes", type=int, default=60, help="at least 3")
     options = parser.parse_args()
     if options.command == "wer":
         wer(options.recipe.resolve(), options.experiments, options.rules)

@@ -452,7 +452,7 @@ def test_where_the_final_search_runs_out_of_memory_the_text_is_ctcs(
 
     monkeypatch.setattr(speech2text.asr_model.decoder, method, no_memory)
     assert same(recogniser.finish(), expected)
-    assert "the best hypothesis of CTC is final: not enough memory" in caplog.text
+    assert "The final search failed; the best hypothesis of CTC is final: not enough memory" in caplog.text
 
 
 def test_streams_that_are_longer_than_the_longest_utterances_are_not_searched(speech2text, speech, monkeypatch):

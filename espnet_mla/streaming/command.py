@@ -1,7 +1,9 @@
 """espnet-mla stream: the text of a file or of the standard input while it arrives."""
 
 import argparse
+import contextlib
 import io
+import os
 import shutil
 import signal
 import sys
@@ -84,6 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recogniser = espnet_mla.StreamingSpeech2Text(
             options.model, fs=options.fs, device=device, endpointing=rules, **given
         )
+        if options.output and options.output.suffix.lower() == ".ctm" and recogniser.pool.model.final_search == "ctc":
+            raise UsageError(
+                f"--output {options.output}: the text of CTC alone has no times of words; --final_search search or "
+                "rescore has, with a --ctc_weight of less than 1 and an attention decoder"
+            )
         with _Sentences(options) as sentences:
             pieces = _pieces(options.audio, options.fs or recogniser.pool.model.fs)
             result = _recognise(recogniser, pieces, options, sentences)
@@ -118,7 +125,7 @@ def _rules(options: argparse.Namespace) -> "Endpointing | None":
         )
     if options.output and not options.endpointing:
         raise UsageError(f"--output {options.output}: sentences are what it is for: give --endpointing")
-    if options.output and options.output.suffix not in OUTPUTS:
+    if options.output and options.output.suffix.lower() not in OUTPUTS:
         raise UsageError(f"--output {options.output}: its ending must be one of {', '.join(OUTPUTS)}")
     if options.endpointing and options.times:
         raise UsageError("--times: with --endpointing the times of words are in --output FILE.ctm or FILE.jsonl")
@@ -135,33 +142,54 @@ class _Sentences:
 
     def __enter__(self) -> "_Sentences":
         if self.output:
-            try:
+            with self._telling():
                 self.output.parent.mkdir(parents=True, exist_ok=True)
-                self.file = self.output.open("w", encoding="utf-8")
-            except OSError as error:
-                raise UserError(f"--output {self.output}: {one_line(error)}") from None
+                if not os.access(self.output if self.output.exists() else self.output.parent, os.W_OK):
+                    raise PermissionError("it can't be written to")
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.file:
-            self.file.close()
+    def __exit__(self, failed: object, *_: object) -> None:
+        with self._telling():
+            if self.output and not failed:  # a file without a sentence, if there was none
+                self._open()
+            if self.file:
+                self.file.close()
 
     def write(self, sentence: "Result") -> None:
         """Write one; what has been written stays, whatever comes after."""
         self.number += 1
         print(f"{sentence.start:.2f}\t{sentence.end:.2f}\t{sentence.text}", flush=True)
-        if self.file:
-            self.file.write(self._formatted(Segment(sentence.start, sentence.end, sentence.text, sentence.words)))
-            self.file.flush()
+        if self.output:
+            with self._telling():
+                file = self._open()
+                file.write(self._formatted(Segment(sentence.start, sentence.end, sentence.text, sentence.words)))
+                file.flush()
+
+    def _open(self) -> TextIO:
+        """The file: what was there before is replaced by the first sentence, not by an error before it."""
+        if self.file is None:
+            self.file = self.output.open("w", encoding="utf-8")
+            self.file.write("WEBVTT\n\n" if self.kind == "vtt" else "")
+        return self.file
+
+    @property
+    def kind(self) -> str:
+        """Of the file, in small letters."""
+        return self.output.suffix.removeprefix(".").lower()
 
     def _formatted(self, segment: Segment) -> str:
-        kind = self.output.suffix.removeprefix(".")
-        if kind == "jsonl":
+        if self.kind == "jsonl":
             return f"{written.segment_line(segment)}\n"
-        if kind == "ctm":
+        if self.kind == "ctm":
             return written.ctm("stdin" if self.audio == STDIN else self.audio, [segment])
-        before = "WEBVTT\n\n" if kind == "vtt" and self.number == 1 else ""
-        return f"{before}{written.cue(segment, self.number, kind)}\n"
+        return f"{written.cue(segment, self.number, self.kind)}\n"
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"--output {self.output}: {one_line(error)}") from None
 
 
 def _recognise(
@@ -173,21 +201,26 @@ def _recognise(
     """The final result; partial ones are displayed meanwhile. Ctrl-C ends the audio: a microphone has no other end."""
     display = _PartialTextDisplay()
     rate, samples, start = options.fs or recogniser.pool.model.fs, 0, time.monotonic()
-    with _Interrupts() as interrupts:
-        while (piece := interrupts.wait_for(lambda: next(pieces, None))) is not None:
-            samples += len(piece)
-            if options.realtime:
-                interrupts.wait_for(partial(_sleep_until, start + samples / rate))
-            if result := recogniser.accept(piece):
-                for sentence in recogniser.take_sentences():
-                    display.clear()
-                    sentences.write(sentence)
-                display.update(result, samples / rate)
-    display.clear()
-    stream, result = recogniser.stream, recogniser.finish()
-    for sentence in recogniser.take_sentences():
-        sentences.write(sentence)
-    if options.audio != STDIN and not stream.state.frames[0]:
+
+    def write_sentences() -> None:
+        for sentence in recogniser.take_sentences():
+            display.clear()
+            sentences.write(sentence)
+
+    try:
+        with _Interrupts() as interrupts:
+            while (piece := interrupts.wait_for(lambda: next(pieces, None))) is not None:
+                samples += len(piece)
+                if options.realtime:
+                    interrupts.wait_for(partial(_sleep_until, start + samples / rate))
+                if result := recogniser.accept(piece):
+                    write_sentences()
+                    display.update(result, samples / rate)
+        display.clear()
+        stream, result = recogniser.stream, recogniser.finish()
+    finally:
+        write_sentences()
+    if options.audio != STDIN and not stream.frames:
         raise UserError(f"{escaped(options.audio)}: {samples / rate:.3f} s are too short for the model")
     return result
 
@@ -250,6 +283,7 @@ class _PartialTextDisplay:
         sys.stderr.flush()
 
     def clear(self) -> None:
+        self.text = ""
         if self.terminal:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()

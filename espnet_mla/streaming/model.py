@@ -1,6 +1,8 @@
-"""A trained model that can be streamed: encoder, CTC log probabilities, tokens to text, rescoring."""
+"""A trained model that can be streamed: encoder, CTC log probabilities, tokens to text, final searches."""
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import batched
@@ -45,11 +47,11 @@ class StreamingModel:
         speech2text: ESPnet's recogniser, of a model that `load` has checked.
         chunks: of all streams.
         beam_size: hypotheses of the CTC prefix beam search.
-        ctc_weight: weight of CTC in the score of a rescored hypothesis, from 0 to 1.
+        ctc_weight: weight of CTC in the score of a rescored hypothesis, from 0 to 1; the search has its own.
         final_search: one of `FINAL_SEARCHES`.
         cache_dtype: in what the caches of streams are kept; None for as the encoder says.
         endpointing: when a sentence ends; None where a stream is one sentence.
-        reset: whether the encoder forgets the sentences before.
+        reset: whether with endpointing the encoder forgets a sentence at the end of the chunk in which it ends.
     """
 
     speech2text: "Speech2Text"
@@ -59,7 +61,7 @@ class StreamingModel:
     final_search: str
     cache_dtype: str | None = None
     endpointing: Endpointing | None = None
-    reset: bool = False
+    reset: bool = True
 
     @classmethod
     def load(
@@ -73,7 +75,7 @@ class StreamingModel:
         final_search: str = "search",
         cache_dtype: str | None = None,
         endpointing: "Endpointing | dict[str, Any] | bool | None" = None,
-        reset: bool = False,
+        reset: bool = True,
         **options: Any,
     ) -> "StreamingModel":
         """Load a model, and check that all of it can be streamed.
@@ -166,9 +168,13 @@ class StreamingModel:
         Args:
             encoder_out: of the whole stream, (time, d_model).
         """
-        with torch.inference_mode():
+        # It warns of each hypothesis that is as long as it may be, and leaves a second <eos> there.
+        with torch.inference_mode(), _quiet("espnet2.legacy.nets.batch_beam_search"):
             found = self.speech2text._decode_single_sample(encoder_out)
-        return (found[0][2], float(found[0][3].score)) if found else None
+        if not found:
+            return None
+        ends = (self.asr_model.sos, self.asr_model.eos)
+        return [token for token in found[0][2] if token not in ends], float(found[0][3].score)
 
     @torch.inference_mode()
     def rescore(self, hypotheses: Sequence[tuple[Sequence[int], float]], encoder_out: Tensor) -> list[float]:
@@ -190,6 +196,17 @@ class StreamingModel:
             for (_, ctc), decoder in zip(batch, nll.tolist(), strict=True):
                 scores.append(self.ctc_weight * ctc - (1 - self.ctc_weight) * decoder)
         return scores
+
+
+@contextlib.contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Without the warnings of a logger."""
+    level = logging.getLogger(logger).level
+    logging.getLogger(logger).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).setLevel(level)
 
 
 def _can_score(asr_model: ESPnetASRModel) -> bool:

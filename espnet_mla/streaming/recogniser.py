@@ -66,11 +66,15 @@ class StreamingSpeech2Text:
             self._advance()
         finally:
             if self.stream.closed:  # with an error
+                self._sentences += self.stream.take_sentences()
                 self.stream = self.pool.open(self._fs)
         return self.stream.result if self.stream.result is not before else None
 
     def finish(self) -> Result:
-        """The final result, of the last sentence. Samples that are accepted after it belong to a new stream."""
+        """The final result, with endpointing that of what has come after the last sentence, which may be nothing.
+
+        Samples that are accepted after it belong to a new stream.
+        """
         stream = self.stream
         stream.finish()
         try:

@@ -17,7 +17,8 @@ class Result:
         hypothesis: its tokens and their frames.
         score: its log probability: by CTC, and in a final result of a search by CTC and attention decoder.
         final: whether it has ended; until then the last words may still change.
-        words: in a final result of a search, with their times and how sure they are; else None.
+        words: in a final result of a search, with their times and how sure they are; else None, and where CTC can't
+            spell the text, or the search has failed.
         first_frame: of the stream, at which the sentence begins.
         frames: of the sentence so far.
     """
@@ -53,7 +54,7 @@ class Result:
 
     @property
     def end(self) -> float:
-        """When the last word ends, in seconds from the beginning of the stream; where that is not known, it itself."""
+        """When the last word ends, in seconds from the beginning of the stream; without words, when it ends."""
         return self.words[-1].end if self.words else (self.first_frame + self.frames) * self.model.frame_seconds
 
     @cached_property

@@ -14,7 +14,7 @@ from espnet_mla.streaming.endpoint import Endpointer
 from espnet_mla.streaming.final import final_result
 from espnet_mla.streaming.model import StreamingModel
 from espnet_mla.streaming.result import Result
-from espnet_mla.streaming.search import PrefixBeam
+from espnet_mla.streaming.search import Hypothesis, PrefixBeam
 
 FULL_SCALE = 1 << 15  # of 16-bit PCM
 MAX_FLOAT_SAMPLE = 10.0  # larger floating-point samples are taken for unscaled integers
@@ -42,6 +42,11 @@ class Stream:
         self._finished = self.closed = False
         self._begin_sentence(0)
         self.result = self._partial()
+
+    @property
+    def frames(self) -> int:
+        """How many frames have been encoded."""
+        return self._first + self._beam.frames
 
     @property
     def nbytes(self) -> int:
@@ -99,21 +104,25 @@ class Stream:
         """
         self.state = state
         self.closed = state.ended[0] and not self.model.encoder.ready(state)
-        while self._endpointer and (end := self._endpointer.first_end(log_probs)) is not None:
+        while self._endpointer and (ended := self._endpointer.first_end(log_probs)):
+            end, spoken = ended
             self._extend(encoder_out[:end], log_probs[:end])
             encoder_out, log_probs = encoder_out[end:], log_probs[end:]
-            self._end_sentence()
+            self._end_sentence(spoken)
             if self.model.reset and not self.closed:
                 self.state = self.model.new_state()
                 self.state.features, self.state.ended = state.features, state.ended
         self._extend(encoder_out, log_probs)
-        if not self.closed:
+        if self.closed:
+            self._end_sentence(self._endpointer is None or self._endpointer.spoken)
+        else:
             self.result = self._partial()
-        elif self._beam.frames or not self.result.final:  # no sentence has ended with the stream
-            self._end_sentence()
 
     def take_sentences(self) -> list[Result]:
-        """The sentences that have ended since this was last asked, with endpointing; those without a token are none."""
+        """The sentences that have ended since this was last asked, with endpointing; those without a text are none.
+
+        They are kept until then.
+        """
         taken, self._sentences = self._sentences, []
         return taken
 
@@ -131,12 +140,16 @@ class Stream:
         else:
             self._encoder_out = []
 
-    def _end_sentence(self) -> None:
-        """The sentence has ended, and another begins."""
-        self.result = self._final()
-        if self._endpointer and len(self.result.hypothesis):
+    def _end_sentence(self, spoken: bool) -> None:
+        """The sentence has ended, and another begins; of one that was not spoken nothing comes."""
+        if spoken:
+            self.result = self._final()
+        else:
+            nothing = Hypothesis.of([], [])
+            self.result = Result(self.model, nothing, 0.0, True, [], self._first, self._beam.frames)
+        if self._endpointer and self.result.text:
             self._sentences.append(self.result)
-        self._begin_sentence(self._first + self._beam.frames)
+        self._begin_sentence(self.frames)
 
     def _missing(self) -> int | None:
         """How many features the next chunk still needs; None where it is the whole utterance."""
@@ -150,10 +163,8 @@ class Stream:
                 encoder_out = torch.cat([frames.values()[0] for frames in self._encoder_out], dim=1)[0]
                 if (found := final_result(self.model, self._beam, encoder_out, self._first)) is not None:
                     return found
-            except RuntimeError as error:
-                if "memory" not in str(error):
-                    raise
-                logging.warning("The final search ran out of memory; the best hypothesis of CTC is final: %s", error)
+            except RuntimeError as error:  # mostly for want of memory
+                logging.warning("The final search failed; the best hypothesis of CTC is final: %s", error)
         return replace(self._partial(), final=True)
 
     def _partial(self) -> Result:

@@ -95,7 +95,10 @@ def _check(options: argparse.Namespace) -> None:
         if (path := getattr(options, name)) and not Path(path).is_file():
             raise UsageError(f"--{name} {path}: there is no such file")
     stems = [Path(path).stem for path in options.audio]
-    if options.output_dir and (twice := next((stem for stem in stems if stems.count(stem) > 1), None)):
+    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if twice and options.format == "ctm":
+        raise UsageError(f"--format ctm: two of the files would be {twice}")
+    if options.output_dir and twice:
         raise UsageError(f"--output_dir {options.output_dir}: two of the files would be {twice}.{options.format}")
 
 

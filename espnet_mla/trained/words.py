@@ -68,6 +68,8 @@ def align(log_probs: "Tensor", tokens: Sequence[int], blank: int) -> list[Span] 
         log_probs.float().unsqueeze(0), torch.tensor([tokens], dtype=torch.int32), blank=blank
     )
     spans = [(span.start, span.end) for span in merge_tokens(labels[0], scores[0], blank)]
+    if len(spans) != len(tokens):  # of posteriors that are no numbers
+        return None
     posteriors = [
         float(log_probs[start:end, token].max().exp()) for (start, end), token in zip(spans, tokens, strict=True)
     ]
@@ -84,6 +86,9 @@ def words(
         spans: of each token.
         text_of: makes a text of ids.
         frame_seconds: of a frame.
+
+    Returns:
+        Those between spaces; none of a tokeniser of which more tokens may make fewer words.
     """
     parts: list[list[Span]] = []
     text = ""
@@ -96,6 +101,8 @@ def words(
         else:
             parts[-1].append(span)
         text = longer
+    if len(parts) != len(text.split()):
+        return []
     return [
         Word(
             word,
@@ -111,7 +118,7 @@ def words_of(recogniser: Any, samples: "np.ndarray", hypothesis: tuple) -> list[
     """See `espnet_mla.words`."""
     import torch
 
-    model = recogniser.asr_model
+    model: Any = getattr(recogniser, "asr_model", None)
     check(model)
     speech = torch.as_tensor(samples).to(recogniser.device, getattr(torch, recogniser.dtype)).unsqueeze(0)
     with torch.inference_mode():
@@ -128,7 +135,10 @@ def words_of(recogniser: Any, samples: "np.ndarray", hypothesis: tuple) -> list[
         tokens = recogniser.converter.ids2tokens(ids)
         return recogniser.tokenizer.tokens2text(tokens) if recogniser.tokenizer is not None else " ".join(tokens)
 
-    return words(ids, spans, text_of, len(samples) / fs / len(log_probs))
+    rate, hop = getattr(model.encoder, "subsampling", (0, 0))[0], getattr(model.frontend, "hop_length", 0)
+    # Of another encoder or frontend nothing is known but how many frames it makes.
+    frame_seconds = rate * hop / fs if rate * hop else len(samples) / fs / len(log_probs)
+    return words(ids, spans, text_of, frame_seconds)
 
 
 def check(model: Any) -> None:

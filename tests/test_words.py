@@ -60,11 +60,16 @@ def test_a_word_begins_with_its_first_letters_and_ends_with_its_last():
     found = words(tokens, spans, text_of, 0.04)
     assert text_of(tokens) == "AB CB DE"
     assert [(word.text, word.start, word.end) for word in found] == [
-        ("AB", pytest.approx(0.4), pytest.approx(0.96)),
-        ("CB", pytest.approx(1.6), pytest.approx(2.16)),
-        ("DE", pytest.approx(2.4), pytest.approx(2.56)),
+        ("AB", pytest.approx(0.36), pytest.approx(0.96)),
+        ("CB", pytest.approx(1.56), pytest.approx(2.16)),
+        ("DE", pytest.approx(2.36), pytest.approx(2.56)),
     ]
     assert [word.confidence for word in found] == pytest.approx([0.25, 0.55, 0.7])
+
+
+def test_words_do_not_overlap_and_none_begins_before_the_recording():
+    found = words([1, 5, 1], [Span(0, 2, 0.5), Span(2, 5, 0.5), Span(5, 6, 0.5)], text_of, 1.0)
+    assert [(word.start, word.end) for word in found] == [(0, 2), (2, 5), (5, 6)]
 
 
 def test_the_words_of_a_decoded_recording_are_those_of_its_text(archive, recipe):

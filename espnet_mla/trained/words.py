@@ -28,6 +28,10 @@ class Word:
     confidence: float
 
 
+LATE = 1
+"""Frames by which CTC's first spike of a word comes after the word's onset: see benchmarks/words.py."""
+
+
 class Span(NamedTuple):
     """Where a token stands.
 
@@ -103,15 +107,13 @@ def words(
         text = longer
     if len(parts) != len(text.split()):
         return []
-    return [
-        Word(
-            word,
-            spans_[0].start * frame_seconds,
-            spans_[-1].end * frame_seconds,
-            sum(span.posterior for span in spans_) / len(spans_),
-        )
-        for word, spans_ in zip(text.split(), parts, strict=True)
-    ]
+    found, before = [], spans[0].start - LATE if spans else 0
+    for word, of in zip(text.split(), parts, strict=True):
+        start = max(before, of[0].start - LATE, 0)
+        before = of[-1].end
+        confidence = sum(span.posterior for span in of) / len(of)
+        found.append(Word(word, start * frame_seconds, before * frame_seconds, confidence))
+    return found
 
 
 def words_of(recogniser: Any, samples: "np.ndarray", hypothesis: tuple) -> list[Word]:

@@ -71,12 +71,13 @@ class TokenTree:
         if self._takes(full, new, length):
             return self, held
         reached = held[..., :full].any(1)
-        few = full <= ROOM * new  # not worth asking a GPU, which would have to be waited for
+        least = -(-ROOM // self.stride) * new
+        few = full <= least  # not worth asking a GPU, which would have to be waited for
         kept = full if few else int(reached.sum(-1).max())
         index = reached.int().argsort(dim=-1, descending=True, stable=True)[:, :kept]  # in the order of before
         last = torch.arange(full, full + unfinished, device=held.device).expand(len(held), -1)
         index = torch.cat((index, last), dim=-1)
-        room = 0 if _learning(self.caches) else max(kept, ROOM * new)
+        room = 0 if _learning(self.caches) else max(kept, least)
         tree = TokenTree(self.cache_dtype, self.stride)
         tree.caches = [
             replace(cache, tensors=tuple(_taken(x, index, room) for x in cache.tensors)) for cache in self.caches

@@ -22,8 +22,9 @@ PLAIN = {
     "e_branchformer": {"use_ffn": True, "macaron_ffn": True, "cgmlp_conv_kernel": 7, "cgmlp_linear_units": 32},
     "transformer": {},
 }
+MERGED = (("conformer", "rel_pos"), ("branchformer", "rope"))  # mtla differs from mla in the attention alone
 CHOICES = [
-    (name, kind, position)
+    pytest.param(name, kind, position, marks=() if kind != "mtla" or (name, position) in MERGED else pytest.mark.slow)
     for name, encoder in ENCODERS.items()
     for kind, attention in ATTENTIONS.items()
     for position in ("rel_pos", "rope")

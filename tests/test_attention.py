@@ -27,6 +27,13 @@ from espnet_mla.attention import (
 )
 
 PAIRS = [(kind, position) for kind, attention in ATTENTIONS.items() for position in attention.positions]
+
+
+def marked(pairs):
+    """The pairs as parameters; scaled_abs_pos, which is abs_pos for an attention, among the slow ones."""
+    return [pytest.param(*pair, marks=pytest.mark.slow if pair[1] == "scaled_abs_pos" else ()) for pair in pairs]
+
+
 SOFTMAX = [pair for pair in PAIRS if pair[0] != "linear"]
 OPTIONS = {  # the first is what a test takes that does not care
     "mha": [{}],
@@ -83,7 +90,7 @@ def padding_mask(lengths):
     return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])[:, None]
 
 
-@pytest.mark.parametrize(("kind", "position"), PAIRS)
+@pytest.mark.parametrize(("kind", "position"), marked(PAIRS))
 @settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_forward_equals_its_definition(kind, position, data):
@@ -96,7 +103,7 @@ def test_forward_equals_its_definition(kind, position, data):
         assert max(errors(attention, torch.randn(len(lengths), max(lengths), d_model), lengths, learning)) < 1e-5
 
 
-@pytest.mark.parametrize(("kind", "position"), PAIRS)
+@pytest.mark.parametrize(("kind", "position"), marked(PAIRS))
 @pytest.mark.parametrize("learning", [True, False])
 def test_in_bfloat16_forward_errs_by_its_rounding(kind, position, learning):
     """In the middle of many networks: a single one may multiply the rounding of its weights."""
@@ -145,7 +152,7 @@ def test_the_position_term_made_a_few_rows_at_a_time_is_the_same(kind, data):
     torch.testing.assert_close(*outs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "position"), PAIRS)
+@pytest.mark.parametrize(("kind", "position"), marked(PAIRS))
 def test_compiling_breaks_no_graph_and_changes_no_output(kind, position):
     torch.compiler.reset()
     attention = build(kind, position)
@@ -155,7 +162,7 @@ def test_compiling_breaks_no_graph_and_changes_no_output(kind, position):
     torch.testing.assert_close(call(compiled, x, mask)[real], call(attention, x, mask)[real], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "position"), PAIRS)
+@pytest.mark.parametrize(("kind", "position"), marked(PAIRS))
 def test_gradients_equal_finite_differences(kind, position):
     attention = build(kind, position, OPTIONS[kind][-1]).double()
     x = torch.randn(2, 4, 16, dtype=torch.double, requires_grad=True)
@@ -169,7 +176,7 @@ def test_gradients_equal_finite_differences(kind, position):
     assert torch.autograd.gradcheck(function, (x, *values), fast_mode=True)
 
 
-@pytest.mark.parametrize(("kind", "position"), PAIRS)
+@pytest.mark.parametrize(("kind", "position"), marked(PAIRS))
 def test_padding_and_company_never_change_a_real_frame(kind, position):
     attention = build(kind, position)
     lengths = [7, 1, 4]
@@ -184,7 +191,7 @@ def test_padding_and_company_never_change_a_real_frame(kind, position):
         torch.testing.assert_close(reordered[order.index(row), :length], alone[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "position"), PAIRS)
+@pytest.mark.parametrize(("kind", "position"), marked(PAIRS))
 def test_what_stands_in_padding_is_never_seen(kind, position):
     attention = build(kind, position)
     mask = padding_mask([5, 8])
@@ -194,7 +201,7 @@ def test_what_stands_in_padding_is_never_seen(kind, position):
     assert torch.equal(call(attention, x, mask)[0, :5], call(attention, other, mask)[0, :5])
 
 
-@pytest.mark.parametrize(("kind", "position"), PAIRS)
+@pytest.mark.parametrize(("kind", "position"), marked(PAIRS))
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_a_mask_may_hide_any_frame(kind, position, data):
@@ -206,7 +213,7 @@ def test_a_mask_may_hide_any_frame(kind, position, data):
     assert relative_error(call(attention, x, mask.view(1, 1, -1))[0, mask], expected[mask]) < 1e-5  # others are padding
 
 
-@pytest.mark.parametrize(("kind", "position"), PAIRS)
+@pytest.mark.parametrize(("kind", "position"), marked(PAIRS))
 @settings(max_examples=8, deadline=None)
 @given(cuts=st.lists(st.integers(1, 4), min_size=1, max_size=5))
 def test_step_by_step_equals_the_causal_definition(kind, position, cuts):
@@ -224,7 +231,7 @@ def test_step_by_step_equals_the_causal_definition(kind, position, cuts):
         assert relative_error(out[0], reference(attention, piece[0], x[0, :start])) < 1e-5
 
 
-@pytest.mark.parametrize(("kind", "position"), SOFTMAX)
+@pytest.mark.parametrize(("kind", "position"), marked(SOFTMAX))
 def test_a_causal_mask_equals_step_by_step(kind, position):
     attention = build(kind, position)
     x = torch.randn(2, 6, 16)
@@ -236,7 +243,7 @@ def test_a_causal_mask_equals_step_by_step(kind, position):
         torch.testing.assert_close(step, at_once[:, t : t + 1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "position"), PAIRS)
+@pytest.mark.parametrize(("kind", "position"), marked(PAIRS))
 def test_selecting_rows_of_a_cache_equals_selecting_utterances(kind, position):
     attention = build(kind, position)
     x, rows = torch.randn(3, 5, 16), torch.tensor([2, 0, 0])
@@ -249,7 +256,7 @@ def test_selecting_rows_of_a_cache_equals_selecting_utterances(kind, position):
 KEEPING = [(kind, position) for kind, position in SOFTMAX if "abs" in position]  # what a decoder can have
 
 
-@pytest.mark.parametrize(("kind", "position"), KEEPING)
+@pytest.mark.parametrize(("kind", "position"), marked(KEEPING))
 @pytest.mark.parametrize("each", [1, 3, 6])
 def test_hypotheses_share_what_is_kept_of_their_utterance(kind, position, each):
     """As many hypotheses as frames too: what the mask says of frames, it does not say of them."""
@@ -263,7 +270,7 @@ def test_hypotheses_share_what_is_kept_of_their_utterance(kind, position, each):
         assert relative_error(out[row], exact) < 1e-5
 
 
-@pytest.mark.parametrize(("kind", "position"), KEEPING)
+@pytest.mark.parametrize(("kind", "position"), marked(KEEPING))
 def test_queries_of_other_frames_are_answered_beyond_the_padding_of_the_keys(kind, position):
     attention = build(kind, position)
     query, x, mask = torch.randn(1, 6, 16), torch.randn(1, 6, 16), padding_mask([6])
@@ -272,7 +279,7 @@ def test_queries_of_other_frames_are_answered_beyond_the_padding_of_the_keys(kin
     assert relative_error(attention(query, x, x, mask)[0], exact) < 1e-5
 
 
-@pytest.mark.parametrize(("kind", "position"), KEEPING)
+@pytest.mark.parametrize(("kind", "position"), marked(KEEPING))
 def test_tokens_one_at_a_time_equal_a_causal_mask(kind, position):
     attention = build(kind, position)
     tree = TokenTree(stride=getattr(attention, "down_rate", 1))
@@ -288,7 +295,7 @@ def test_tokens_one_at_a_time_equal_a_causal_mask(kind, position):
     assert tree.trimmed()[0].entries == -(-5 // getattr(attention, "down_rate", 1))
 
 
-@pytest.mark.parametrize(("kind", "position"), SOFTMAX)
+@pytest.mark.parametrize(("kind", "position"), marked(SOFTMAX))
 def test_keeping_the_last_frames_equals_never_having_had_the_others(kind, position):
     attention = build(kind, position)
     x = torch.randn(2, 9, 16)
@@ -345,7 +352,7 @@ def test_mla_absorbs_for_one_query_against_a_long_cache_and_expands_for_many():
     assert not build("mla", "rel_pos", {"kv_lora_rank": 256}, d_model=256).absorbing_is_cheaper(500, 500)
 
 
-@pytest.mark.parametrize(("kind", "position"), PAIRS)
+@pytest.mark.parametrize(("kind", "position"), marked(PAIRS))
 def test_a_row_that_may_look_nowhere_is_finite_and_has_finite_gradients(kind, position):
     attention = build(kind, position)
     x = torch.randn(2, 6, 16, requires_grad=True)
@@ -358,7 +365,7 @@ def test_a_row_that_may_look_nowhere_is_finite_and_has_finite_gradients(kind, po
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in attention.parameters())
 
 
-@pytest.mark.parametrize(("kind", "position"), PAIRS)
+@pytest.mark.parametrize(("kind", "position"), marked(PAIRS))
 @pytest.mark.parametrize(
     ("dtype", "time"),
     [
@@ -413,7 +420,7 @@ def test_bytes_a_frame_are_what_the_tensors_hold(kind, position, dtype):
         assert kv.keep_last(4).tensors[0].untyped_storage().nbytes() < kv.tensors[0].untyped_storage().nbytes()
 
 
-@pytest.mark.parametrize(("kind", "position"), PAIRS)
+@pytest.mark.parametrize(("kind", "position"), marked(PAIRS))
 def test_dropout_acts_in_training_alone(kind, position):
     attention = build(kind, position, dropout_rate=0.5)
     x, mask = torch.randn(1, 8, 16), padding_mask([8])

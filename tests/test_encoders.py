@@ -106,7 +106,13 @@ def test_mha_takes_espnets_checkpoint_and_gives_espnets_output(name):
     assert_same(ours, theirs)
 
 
-@pytest.mark.parametrize(("name", "kind", "position"), CHOICES)
+@pytest.mark.parametrize(
+    ("name", "kind", "position"),
+    [
+        pytest.param(*choice, marks=pytest.mark.slow if "abs" in choice[2] and choice[1] != "mha" else ())
+        for choice in CHOICES
+    ],
+)
 def test_every_choice_runs_and_padding_never_changes_a_real_frame(name, kind, position):
     encoder = choose(name, kind, position)
     out, lengths = encode(encoder)

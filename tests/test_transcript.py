@@ -137,6 +137,15 @@ def test_words_have_their_times_and_confidence(recipe, archive, tmp_path, monkey
     assert '"words"' not in capfd.readouterr().out
 
 
+def test_a_text_that_ctc_cannot_spell_is_named(recipe, archive, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("a.wav", samples(recipe), RATE)
+    monkeypatch.setattr("espnet_mla.trained.words.align", lambda *_: None)
+    assert transcribe.main([str(archive), "a.wav", "--format", "ctm", "--device", "cpu", *FLAGS]) == 0
+    out, err = capfd.readouterr()
+    assert out == "" and "warning: a.wav: CTC can't spell the text in so few frames" in err
+
+
 def test_subtitles_have_the_times_of_segments_with_a_text():
     assert written.subtitles(TALK, "srt") == (
         "1\n00:00:00,250 --> 00:00:01,500\nHELLO THERE\n\n2\n01:00:00,000 --> 01:01:01,500\nYOU\n"

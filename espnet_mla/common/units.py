@@ -33,3 +33,8 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def size(number: float) -> str:
+    """Bytes with commas; a share of a group's, which need not be whole, to a tenth."""
+    return f"{number:,.0f}" if number == round(number) else f"{number:,.1f}"

@@ -9,6 +9,7 @@ from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
 
 from espnet_mla.attention import Cache, attention_context
+from espnet_mla.common import units
 from espnet_mla.common.errors import UsageError
 from espnet_mla.common.log import log
 from espnet_mla.convert import calibration, factors, heads, layers, rotary
@@ -51,12 +52,12 @@ class Converted:
             )
             lines.append(
                 f"| {layer['name']} | {layer['size'] or ''} | {layer['bytes_before']:,} "
-                f"| {_whole(layer['bytes_after'])} | {energy} | {error} |"
+                f"| {units.size(layer['bytes_after'])} | {energy} | {error} |"
             )
         before, after, state = (
             sum(layer[key] for layer in self.record["layers"]) for key in ("bytes_before", "bytes_after", "state_bytes")
         )
-        kept = f"{_whole(after)} ({after / before:.2%})" if after else f"0, and {state:,} whatever the length"
+        kept = f"{units.size(after)} ({after / before:.2%})" if after else f"0, and {state:,} whatever the length"
         lines.append(f"| all | | {before:,} | {kept} | | |")
         return "\n".join(lines)
 
@@ -292,10 +293,6 @@ def _total_rank(spec: ConversionSpec, part: Part) -> int:
     """How many numbers a frame --kv_budget leaves for all layers of a part together."""
     assert spec.kv_budget is not None  # where `sizes` is None
     return round(spec.kv_budget * sum(2 * attention.linear_out.out_features for attention in part.attentions.values()))
-
-
-def _whole(size: float) -> str:
-    return f"{size:,.0f}" if size == round(size) else f"{size:,.1f}"
 
 
 def _cache(attention: Any) -> Cache:

@@ -13,7 +13,7 @@ import yaml
 import espnet_mla
 from espnet_mla.common.errors import UsageError, UserError, one_line
 from espnet_mla.common.log import log
-from espnet_mla.common.units import hertz
+from espnet_mla.common.units import hertz, size
 from espnet_mla.common.yaml_files import read_mapping
 from espnet_mla.recipe.layout import Layout
 from espnet_mla.trained.archive import unpack
@@ -267,5 +267,5 @@ def _cache_section(layout: Layout) -> str:
 
 
 def _range(sizes: Sequence[float]) -> str:
-    least, most = (f"{size:,.0f}" if size == round(size) else f"{size:,.1f}" for size in (min(sizes), max(sizes)))
+    least, most = size(min(sizes)), size(max(sizes))
     return least if least == most else f"{least} to {most}"

@@ -43,8 +43,9 @@ STDIN_BYTES = 1 << 14  # most bytes of the standard input that are read at a tim
 
 DESCRIPTION = """\
 Recognise an audio file, or the standard input, piece by piece, and show the partial text; then print the final text as
-espnet-mla transcribe does: the file, a tab, the text. With --endpointing each sentence is printed as it ends: its first
-second, its last one, and its text, with tabs between. Takes models that were trained with encoder_conf: streaming.
+espnet-mla transcribe does: the file, a tab, the text. With --endpointing each sentence is printed as it ends: the
+seconds at which it begins and ends, and its text, with tabs between. Takes models that were trained with encoder_conf:
+streaming.
 
     espnet-mla stream MODEL speech.flac
     arecord -t raw -f S16_LE -r 16000 | espnet-mla stream MODEL -
@@ -160,6 +161,8 @@ class _Sentences:
         self.number += 1
         print(f"{sentence.start:.2f}\t{sentence.end:.2f}\t{sentence.text}", flush=True)
         if self.output:
+            if self.kind == "ctm" and not sentence.words:
+                print(f"warning: {sentence.start:.2f} s: {written.NO_WORDS}", file=sys.stderr)
             with self._telling():
                 file = self._open()
                 file.write(self._formatted(Segment(sentence.start, sentence.end, sentence.text, sentence.words)))

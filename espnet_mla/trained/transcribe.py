@@ -197,6 +197,8 @@ def _outcomes(
 
 def _write(outcome: Outcome, transcript: Transcript, options: argparse.Namespace) -> None:
     """Print it, or write it to a file of its own."""
+    if any(segment.text and segment.words == [] for segment in transcript.segments):
+        print(f"warning: {escaped(outcome.file)}: {written.NO_WORDS}", file=sys.stderr)
     times = (outcome.audio_seconds or 0.0, outcome.seconds)
     if options.format == "text":
         print(written.line(outcome.file, transcript, times if options.timing else None), flush=True)

@@ -10,6 +10,7 @@ from espnet_mla.common.filenames import escaped
 from espnet_mla.trained.transcript import Segment, Transcript
 
 FORMATS = ("text", "json", "ctm", "srt", "vtt")
+NO_WORDS = "CTC can't spell the text in so few frames: the times of its words are not known"
 SUBTITLES = ("srt", "vtt")
 """Those that are a file for each recording."""
 

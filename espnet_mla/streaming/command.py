@@ -67,10 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rules = _rules(options)
     except UsageError as error:
         parser.error(str(error))
+    if options.bias_weight is not None and not options.bias:
+        parser.error(f"--bias_weight {options.bias_weight:g}: give the phrases as well, with --bias")
     if options.audio == STDIN and sys.stdin is None:
         print("error: the standard input is closed", file=sys.stderr)
         return 1
     import espnet_mla
+    from espnet_mla.streaming.bias import DEFAULT_WEIGHT, read_phrases
 
     names = (
         "inference_asr_model",
@@ -84,8 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     device = device_of(parser, options)
     try:
+        weight = DEFAULT_WEIGHT if options.bias_weight is None else options.bias_weight
+        phrases = read_phrases(options.bias, weight) if options.bias else None
         recogniser = espnet_mla.StreamingSpeech2Text(
-            options.model, fs=options.fs, device=device, endpointing=rules, **given
+            options.model, fs=options.fs, device=device, endpointing=rules, bias=phrases, **given
         )
         if options.output and options.output.suffix.lower() == ".ctm" and recogniser.pool.model.final_search == "ctc":
             raise UsageError(
@@ -370,6 +375,14 @@ def _parser() -> argparse.ArgumentParser:
         "CTC's (default: search)",
     )  # fmt: skip
     add_cache_dtype(parser)
+    parser.add_argument(
+        "--bias", metavar="FILE", type=Path,
+        help="phrases that the searches favour, such as names: one a line, maybe with a tab and its weight",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bias_weight", metavar="W", type=float,
+        help="bonus of each token of a phrase, where its line has no weight (default: 0.5)",
+    )  # fmt: skip
     rules = parser.add_argument_group("sentences")
     rules.add_argument(
         "--endpointing", action="store_true", help="end sentences at silences, and print each as it ends"

@@ -26,7 +26,7 @@ def final_result(model: StreamingModel, beam: PrefixBeam, encoder_out: Tensor, f
     """
     short = len(encoder_out) * model.frame_seconds <= MAX_SEARCH_SECONDS
     searched = model.final_search == "search" and short
-    found = model.search(encoder_out) if searched else _rescored(model, beam, encoder_out)
+    found = model.search(encoder_out, beam.bias) if searched else _rescored(model, beam, encoder_out)
     if found is None:
         return None
     tokens, score = found
@@ -42,5 +42,6 @@ def final_result(model: StreamingModel, beam: PrefixBeam, encoder_out: Tensor, f
 def _rescored(model: StreamingModel, beam: PrefixBeam, encoder_out: Tensor) -> tuple[list[int], float]:
     hypotheses = [(beam.hypothesis(prefix).tokens, score) for prefix, score in beam.best]
     scores = model.rescore(hypotheses, encoder_out)
-    best = max(range(len(scores)), key=scores.__getitem__)
+    bonuses = [beam.bias.bonus(tokens) if beam.bias else 0.0 for tokens, _ in hypotheses]
+    best = max(range(len(scores)), key=lambda one: scores[one] + bonuses[one])
     return hypotheses[best][0], scores[best]

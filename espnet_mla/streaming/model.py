@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from espnet2.asr.ctc import CTC
 from espnet2.asr.espnet_model import ESPnetASRModel
+from espnet2.legacy.nets.beam_search import BeamSearch
 from torch import Tensor, nn
 
 from espnet_mla.attention import Chunks
@@ -21,6 +22,7 @@ from espnet_mla.models import features
 from espnet_mla.models.chunked import StreamState
 from espnet_mla.models.features import StreamingFeatures
 from espnet_mla.models.streaming import StreamingEncoder
+from espnet_mla.streaming.bias import Bias, BiasScorer, Phrases, spelled
 from espnet_mla.streaming.endpoint import Endpointing
 from espnet_mla.streaming.search import MAX_BEAM_SIZE
 from espnet_mla.trained.decoding import check, check_for
@@ -35,6 +37,8 @@ FINAL_SEARCHES = ("search", "rescore", "ctc")
 """Ways to the final text: ESPnet's beam search over the whole encoder output; of CTC's hypotheses that which CTC and
 decoder together score best; the best one of CTC."""
 
+BIAS = "bias"
+"""Name of its scorer in ESPnet's search."""
 RESCORING_BATCH = 4
 """Hypotheses that the attention decoder scores at once."""
 
@@ -152,6 +156,21 @@ class StreamingModel:
         """CTC's log probabilities (batch, time, tokens) of (batch, time, d_model), on the CPU."""
         return self.asr_model.ctc.log_softmax(encoder_out).float().cpu()
 
+    def bias(self, phrases: "Phrases | Bias | None") -> Bias | None:
+        """The bias of phrases, which the CTC search and the final search favour.
+
+        Raises:
+            UsageError: as `bias.spelled`; or the model's search takes no more scorers.
+        """
+        if phrases is None or isinstance(phrases, Bias):
+            return phrases
+        options, search = vars(self.speech2text.asr_train_args), self.speech2text.beam_search
+        if self.final_search == "search" and not isinstance(search, BeamSearch):
+            raise UsageError(
+                f"bias: ESPnet's {type(search).__name__} favours no phrases: final_search: rescore or ctc does"
+            )
+        return spelled(phrases, self.speech2text.converter, self.speech2text.tokenizer, options.get("token_type"))
+
     def tokens(self, token_ids: Sequence[int]) -> list[str]:
         """The tokens of these ids."""
         return self.speech2text.converter.ids2tokens(token_ids)
@@ -162,19 +181,37 @@ class StreamingModel:
         text = tokenizer.tokens2text(tokens) if tokenizer is not None else " ".join(tokens)
         return " ".join(text.split())  # CTC may emit a word boundary twice
 
-    def search(self, encoder_out: Tensor) -> tuple[list[int], float] | None:
+    def search(self, encoder_out: Tensor, bias: Bias | None = None) -> tuple[list[int], float] | None:
         """The ids of the best hypothesis of ESPnet's beam search, and its score; None where it has none.
 
         Args:
             encoder_out: of the whole stream, (time, d_model).
+            bias: phrases whose bonus counts in the search, but not in the score.
         """
         # It warns of each hypothesis that is as long as it may be, and leaves a second <eos> there.
-        with torch.inference_mode(), _quiet("espnet2.legacy.nets.batch_beam_search"):
+        with torch.inference_mode(), _quiet("espnet2.legacy.nets.batch_beam_search"), self._scoring(bias):
             found = self.speech2text._decode_single_sample(encoder_out)
         if not found:
             return None
-        ends = (self.asr_model.sos, self.asr_model.eos)
-        return [token for token in found[0][2] if token not in ends], float(found[0][3].score)
+        ends, best = (self.asr_model.sos, self.asr_model.eos), found[0][3]
+        score = float(best.score) - float(best.scores.get(BIAS, 0.0))
+        return [token for token in found[0][2] if token not in ends], score
+
+    @contextlib.contextmanager
+    def _scoring(self, bias: Bias | None) -> Iterator[None]:
+        """ESPnet's search with one more scorer."""
+        if bias is None:
+            yield
+            return
+        search = self.speech2text.beam_search
+        scorer = BiasScorer(bias, search.n_vocab, self.asr_model.eos)
+        search.scorers[BIAS] = search.full_scorers[BIAS] = scorer
+        search.weights[BIAS] = 1.0
+        try:
+            yield
+        finally:
+            for registered in (search.scorers, search.full_scorers, search.weights):
+                del registered[BIAS]
 
     @torch.inference_mode()
     def rescore(self, hypotheses: Sequence[tuple[Sequence[int], float]], encoder_out: Tensor) -> list[float]:

@@ -9,6 +9,7 @@ import torch
 from espnet_mla.common.errors import UserError
 from espnet_mla.common.units import hertz
 from espnet_mla.models.chunked import StreamState
+from espnet_mla.streaming.bias import Bias, Phrases
 from espnet_mla.streaming.model import StreamingModel
 from espnet_mla.streaming.stream import Stream
 
@@ -55,16 +56,18 @@ class StreamPool:
         """Bytes of all open streams."""
         return sum(stream.nbytes for stream in self.streams)
 
-    def open(self, fs: int | str | None = None) -> Stream:
+    def open(self, fs: int | str | None = None, bias: "Phrases | Bias | None" = None) -> Stream:
         """Begin a stream.
 
         Args:
             fs: Hz of its audio, or as "16k"; it is resampled where the model's rate differs. None for the model's.
+            bias: phrases that its searches favour, or the weight of each, or what `StreamingModel.bias` made of them.
 
         Raises:
-            UsageError, which is a ValueError: fs is not a sampling rate.
+            UsageError, which is a ValueError: fs is not a sampling rate, or the model can't spell a phrase.
         """
-        stream = Stream(self.model, self.model.fs if fs is None else hertz(fs, "fs:"))
+        bias = self.model.bias(bias)
+        stream = Stream(self.model, self.model.fs if fs is None else hertz(fs, "fs:"), bias)
         self._streams = [*self.streams, stream]
         return stream
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from espnet_mla.streaming.bias import Bias, Phrases
 from espnet_mla.streaming.pool import StreamPool
 from espnet_mla.streaming.result import Result
 from espnet_mla.streaming.stream import Stream
@@ -36,15 +37,23 @@ class StreamingSpeech2Text:
     Args:
         model, options: as of `StreamPool`.
         fs: Hz of the audio, which is resampled where the model's differs; default the model's.
+        bias: phrases that the searches favour, or the weight of each, see `StreamPool.open`.
 
     Raises:
         ValueError, UserError: as `StreamPool`.
     """
 
-    def __init__(self, model: "Speech2Text | str | Path", *, fs: int | None = None, **options: Any):
+    def __init__(
+        self,
+        model: "Speech2Text | str | Path",
+        *,
+        fs: int | None = None,
+        bias: "Phrases | Bias | None" = None,
+        **options: Any,
+    ):
         self.pool = StreamPool(model, **options)
-        self._fs = fs
-        self.stream: Stream = self.pool.open(fs)
+        self._fs, self._bias = fs, self.pool.model.bias(bias)
+        self.stream: Stream = self.pool.open(fs, self._bias)
         self._sentences: list[Result] = []
 
     def accept(self, samples: "np.ndarray | Tensor") -> Result | None:
@@ -67,7 +76,7 @@ class StreamingSpeech2Text:
         finally:
             if self.stream.closed:  # with an error
                 self._sentences += self.stream.take_sentences()
-                self.stream = self.pool.open(self._fs)
+                self.stream = self.pool.open(self._fs, self._bias)
         return self.stream.result if self.stream.result is not before else None
 
     def finish(self) -> Result:
@@ -82,7 +91,7 @@ class StreamingSpeech2Text:
         finally:
             stream.close()
             self._sentences += stream.take_sentences()
-            self.stream = self.pool.open(self._fs)
+            self.stream = self.pool.open(self._fs, self._bias)
         return stream.result
 
     def take_sentences(self) -> list[Result]:

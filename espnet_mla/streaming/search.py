@@ -12,6 +12,8 @@ from weakref import WeakValueDictionary
 
 from torch import Tensor
 
+from espnet_mla.streaming.bias import Bias
+
 LOG_ZERO = -math.inf
 PRE_BEAM_SIZE = 8
 """Most probable tokens that may extend a prefix at a frame. CTC's posteriors are rarely spread over more."""
@@ -28,13 +30,15 @@ class Prefix:
 
     Attributes:
         frame: most probable onset of the token, by the frames up to then.
+        state, bonus: of the beam's `Bias` after the token.
     """
 
-    __slots__ = ("__weakref__", "_children", "_onset_score", "frame", "parent", "token")
+    __slots__ = ("__weakref__", "_children", "_onset_score", "bonus", "frame", "parent", "state", "token")
 
     def __init__(self, parent: "Prefix | None" = None, token: int | None = None):
         self.parent, self.token = parent, token
         self.frame, self._onset_score = -1, LOG_ZERO
+        self.state, self.bonus = 0, 0.0
         self._children: WeakValueDictionary[int, Prefix] | None = None
 
     def child(self, token: int) -> "Prefix | None":
@@ -111,14 +115,17 @@ class PrefixBeam:
         beam_size: number of prefixes.
         blank: id of CTC's blank.
         pre_beam_size: number of tokens, the most probable ones, that may extend a prefix at a frame.
+        bias: phrases whose bonus counts where prefixes are compared, but not in their log probabilities.
     """
 
-    def __init__(self, beam_size: int, blank: int = 0, pre_beam_size: int = PRE_BEAM_SIZE):
-        self.beam_size, self.blank, self.pre_beam_size = beam_size, blank, pre_beam_size
+    def __init__(self, beam_size: int, blank: int = 0, pre_beam_size: int = PRE_BEAM_SIZE, bias: Bias | None = None):
+        self.beam_size, self.blank, self.pre_beam_size, self.bias = beam_size, blank, pre_beam_size, bias
         self.frames = 0
         self._settled = array("q"), array("q")  # tokens, frames
         # prefix -> log probabilities of all paths to it that end in a blank, and in its token; the most probable first
         self._scores: dict[Prefix, tuple[float, float]] = {Prefix(): (0.0, LOG_ZERO)}
+        if bias is not None:
+            next(iter(self._scores)).state = bias.start
 
     @property
     def nbytes(self) -> int:
@@ -127,8 +134,16 @@ class PrefixBeam:
 
     @property
     def best(self) -> list[tuple[Prefix, float]]:
-        """The prefixes and their log probabilities, the most probable first."""
+        """The prefixes and their log probabilities, the most probable first, with their bonuses if there is a bias."""
         return [(prefix, _log_add(*scores)) for prefix, scores in self._scores.items()]
+
+    @property
+    def final(self) -> list[tuple[Prefix, float]]:
+        """As `best`, of texts that end here: what has begun of a phrase counts no more."""
+        bias, best = self.bias, self.best
+        if bias is None:
+            return best
+        return sorted(best, key=lambda one: one[1] + one[0].bonus + bias.end(one[0].state), reverse=True)
 
     def hypothesis(self, prefix: Prefix) -> Hypothesis:
         """The tokens of a prefix of `best`."""
@@ -160,13 +175,24 @@ class PrefixBeam:
                     extended = scores.setdefault(key, [LOG_ZERO, LOG_ZERO])
                     extended[1] = _log_add(extended[1], score)
                     onset_scores[key] = score
-        beam = sorted(scores.items(), key=lambda item: _log_add(*item[1]), reverse=True)[: self.beam_size]
+        ranks = {key: _log_add(*both) for key, both in scores.items()}
+        if self.bias is not None:
+            for key in ranks:
+                ranks[key] += _bonus(self.bias, key)
         self._scores = {}
-        for key, (blank, label) in beam:
-            prefix = key[0].extend(key[1]) if isinstance(key, tuple) else key
+        for key in sorted(ranks, key=ranks.__getitem__, reverse=True)[: self.beam_size]:
+            blank, label = scores[key]
+            prefix = self._extended(*key) if isinstance(key, tuple) else key
             if key in onset_scores:
                 prefix.update_onset(self.frames, onset_scores[key])
             self._scores[prefix] = blank, label
+
+    def _extended(self, prefix: Prefix, token: int) -> Prefix:
+        extended = prefix.extend(token)
+        if self.bias is not None:
+            extended.state, difference = self.bias.step(prefix.state, token)
+            extended.bonus = prefix.bonus + difference
+        return extended
 
     def _settle(self) -> None:
         """Settle the common beginning of all prefixes: its end becomes the empty prefix, which still knows its token.
@@ -190,6 +216,11 @@ class PrefixBeam:
             self._settled[0].append(part.token)
             self._settled[1].append(part.frame)
         paths[0][common - 1].parent = None
+
+
+def _bonus(bias: Bias, key: Prefix | tuple[Prefix, int]) -> float:
+    """Of a prefix, or of an extension that is no object yet."""
+    return key[0].bonus + bias.step(key[0].state, key[1])[1] if isinstance(key, tuple) else key.bonus
 
 
 def _log_add(a: float, b: float) -> float:

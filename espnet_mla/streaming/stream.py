@@ -1,7 +1,6 @@
 """One stream: samples to features, and the encoder's output to text."""
 
 import logging
-from dataclasses import replace
 
 import numpy as np
 import soxr
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from espnet_mla.attention import ALL, FrameCache
 from espnet_mla.models.chunked import StreamState
+from espnet_mla.streaming.bias import Bias
 from espnet_mla.streaming.endpoint import Endpointer
 from espnet_mla.streaming.final import final_result
 from espnet_mla.streaming.model import StreamingModel
@@ -31,8 +31,8 @@ class Stream:
         closed: whether it has left its pool: after its final result, or by `close`.
     """
 
-    def __init__(self, model: StreamingModel, fs: int):
-        self.model, self.state = model, model.new_state()
+    def __init__(self, model: StreamingModel, fs: int, bias: Bias | None = None):
+        self.model, self.state, self._bias = model, model.new_state(), bias
         self._resampler = soxr.ResampleStream(fs, model.fs, 1, dtype="float32") if fs != model.fs else None
         self._features = model.new_features()
         self._endpointer = None
@@ -128,7 +128,7 @@ class Stream:
 
     def _begin_sentence(self, frame: int) -> None:
         self._first = frame
-        self._beam = PrefixBeam(self.model.beam_size, self.model.asr_model.blank_id)
+        self._beam = PrefixBeam(self.model.beam_size, self.model.asr_model.blank_id, bias=self._bias)
         self._encoder_out: list[FrameCache] = []  # for the final search
 
     def _extend(self, encoder_out: Tensor, log_probs: Tensor) -> None:
@@ -165,13 +165,16 @@ class Stream:
                     return found
             except RuntimeError as error:  # mostly for want of memory
                 logging.warning("The final search failed; the best hypothesis of CTC is final: %s", error)
-        return replace(self._partial(), final=True)
+        return self._by_ctc(final=True)
 
     def _partial(self) -> Result:
+        return self._by_ctc(final=False)
+
+    def _by_ctc(self, final: bool) -> Result:
         """The best hypothesis of CTC."""
-        prefix, score = self._beam.best[0]
+        prefix, score = (self._beam.final if final else self._beam.best)[0]
         hypothesis = self._beam.hypothesis(prefix)
-        return Result(self.model, hypothesis, score, False, None, self._first, self._beam.frames)
+        return Result(self.model, hypothesis, score, final, None, self._first, self._beam.frames)
 
 
 def checked(samples: "np.ndarray | Tensor") -> np.ndarray:

@@ -116,6 +116,12 @@ def test_a_streaming_conf_differs_from_its_twin_in_the_chunks_alone(architecture
     assert conf == load(architecture, kind)
 
 
+def test_the_conf_with_look_ahead_differs_from_its_twin_in_the_chunks_alone():
+    conf = yaml.safe_load((CONF / "conformer_mla_look_ahead.yaml").read_text())
+    assert conf["encoder_conf"].pop("streaming") == {"chunk_size": 16, "left_chunks": 8, "look_ahead": 16}
+    assert conf == load("conformer", "mla")
+
+
 def test_espnets_own_streaming_encoder_has_the_sizes_of_ours():
     theirs = yaml.safe_load((CONF / "contextual_block_conformer.yaml").read_text())
     ours = load("conformer", "mha")

@@ -85,10 +85,19 @@ def test_a_model_of_whole_utterances_is_decoded_as_ever_and_refuses_chunks(build
         build("asr_tiny", "--chunk_size", "8")
 
 
-def test_one_of_the_two_leaves_the_other_to_the_configuration(build):
+def test_one_of_them_leaves_the_others_to_the_configuration(build):
     assert build("asr_streaming").encoder.chunks == Chunks(4, 2)
     assert build("asr_streaming", "--chunk_size=8").encoder.chunks == Chunks(8, 2)
     assert build("asr_streaming", "--left_chunks", "-1").encoder.chunks == Chunks(4, -1)
+
+
+def test_look_ahead_can_be_asked_for_and_counts_as_latency(build, caplog):
+    with caplog.at_level("INFO"):
+        assert build("asr_streaming", "--look_ahead", "8").encoder.chunks == Chunks(4, 2, 8)
+    expected = "chunks of 4 frames, 2 left chunks, 8 frames ahead: latency 516 ms (160 ms chunk, 356 ms look-ahead)"
+    assert CONTEXT.search(caplog.text)[1] == expected
+    with pytest.raises(ValueError, match="look_ahead: 8 needs a number of left_chunks, not -1 for all"):
+        build("asr_streaming", "--look_ahead", "8", "--left_chunks", "-1")
 
 
 def test_the_whole_utterance_can_be_asked_for(build, caplog):
@@ -124,7 +133,7 @@ def test_an_encoder_that_only_espnet_has_refuses_chunks(build, folder):
     with contextlib.chdir(folder):
         add_model(Path("exp/asr_own"))
     assert build("asr_own")
-    with pytest.raises(ValueError, match="--chunk_size, --left_chunks: encoder: rnn is no chunked encoder"):
+    with pytest.raises(ValueError, match="--left_chunks: encoder: rnn is no chunked encoder"):
         build("asr_own", "--left_chunks", "8")
 
 

@@ -22,10 +22,10 @@ class Model:
 
 
 @pytest.mark.parametrize("input_layer", ["conv2d", "conv2d2", "conv2d6", "conv2d8"])
-@pytest.mark.parametrize("hop", [128, 160])
-def test_a_chunk_comes_out_with_the_last_sample_that_the_latency_counts_and_not_before(hop, input_layer):
+@pytest.mark.parametrize(("hop", "look_ahead"), [(128, 0), (160, 0), (160, 3)])
+def test_a_chunk_comes_out_with_the_last_sample_that_the_latency_counts_and_not_before(hop, look_ahead, input_layer):
     model = Model(hop, input_layer)
-    takes = latency(model, 16000, Chunks(4, 1))
+    takes = latency(model, 16000, model.encoder.set_chunks(look_ahead=look_ahead))
     rate = model.encoder.subsampling[0]
     assert takes.chunk == 1000 * 4 * rate * hop / 16000
     samples = round(takes.milliseconds * 16)

@@ -332,6 +332,26 @@ def test_audio_of_another_rate_is_resampled_as_it_arrives(speech2text, speech):
     assert final.score == pytest.approx(expected.score, rel=1e-2)
 
 
+def test_look_ahead_waits_for_the_frames_after_a_chunk_and_is_what_one_pass_gives(speech2text, speech):
+    recogniser = StreamingSpeech2Text(speech2text, look_ahead=6, final_search="ctc")
+    model = recogniser.pool.model
+    samples_of_a_frame = 640
+    for begin in range(0, len(speech), samples_of_a_frame):
+        recogniser.accept(speech[begin : begin + samples_of_a_frame])
+        assert recogniser.stream.frames * samples_of_a_frame <= max(0, begin + samples_of_a_frame - 6 * 640)
+    found = recogniser.finish()
+    encoder = speech2text.asr_model.encoder
+    try:
+        encoder.set_chunks(look_ahead=6)
+        log_probs = model.ctc_log_probs(encoded(speech2text, speech)[None])[0]
+    finally:
+        encoder.set_chunks()
+    beam = PrefixBeam(model.beam_size)
+    beam.extend(log_probs.detach())
+    assert found.tokens == model.tokens(beam.hypothesis(beam.best[0][0]).tokens)
+    assert found.score == pytest.approx(beam.best[0][1], rel=1e-4)
+
+
 def test_chunks_can_differ_from_the_configurations(speech2text, speech):
     encoder = speech2text.asr_model.encoder
     recogniser = StreamingSpeech2Text(speech2text, chunk_size=8, left_chunks=1, final_search="ctc")

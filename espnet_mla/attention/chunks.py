@@ -13,13 +13,23 @@ ALL = -1
 class Chunks:
     """A chunked attention mask: a frame attends to its whole chunk and to some left chunks (U2, arXiv 2012.05481).
 
+    With look-ahead the frames after a chunk are encoded with it and attended to as well, and then encoded again, as
+    part of their own chunk (Emformer's right context, 2010.10759, section 2.1).
+
     Args:
         size: frames of a chunk, or `ALL`.
         left: left chunks that a frame attends to, or `ALL`.
+        look_ahead: frames after a chunk that are encoded with it; only with bounded `size` and `left`.
     """
 
     size: int
     left: int
+    look_ahead: int = 0
+
+    @property
+    def encoded(self) -> int:
+        """Frames that are encoded at once: those of a chunk and of its look-ahead."""
+        return self.size + self.look_ahead
 
     @property
     def window(self) -> int | None:
@@ -27,7 +37,7 @@ class Chunks:
         return None if ALL in (self.size, self.left) else self.left * self.size
 
     def mask(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The attention mask of the frames x (b, t, d). Not for a size of `ALL`.
+        """The attention mask of the frames x (b, t, d). Not for a size of `ALL`, and without look-ahead.
 
         A frame that is padding attends to itself too, so that no row is fully masked: a NaN there, which some kernels
         make of it, would reach real frames as 0 x NaN.

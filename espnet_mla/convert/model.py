@@ -18,7 +18,7 @@ from espnet_mla.convert.layers import Part, SourceAttention
 from espnet_mla.convert.spec import OPTION, ConversionSpec
 from espnet_mla.convert.statistics import CalibrationStatistics, StatisticsAccumulator
 from espnet_mla.models.caches import cache_of
-from espnet_mla.models.chunked import MaskedChunks
+from espnet_mla.models.chunked import LookAheadChunks, MaskedChunks
 from espnet_mla.models.encoding import DEFAULT_PROMPT, Prompt
 from espnet_mla.trained.locate import with_files
 from espnet_mla.trained.model import Source, build
@@ -187,7 +187,12 @@ def _collect_statistics(
     def accumulate(name: str):
         def hook(_attention: nn.Module, inputs: tuple) -> None:
             query, key, _value, *position, mask = inputs
-            if isinstance(context := attention_context(), MaskedChunks):
+            context = attention_context()
+            if isinstance(context, LookAheadChunks):
+                for queries, keys, places in context.each(query):
+                    accumulators[name].add(queries, keys, places, None)
+                return
+            if isinstance(context, MaskedChunks):
                 mask = context.chunks.mask(query, mask)
             accumulators[name].add(query, key, position[0] if position else None, mask)
 

@@ -62,6 +62,7 @@ def figures(
     return {
         "chunk_size": chunks.size,
         "left_chunks": chunks.left,
+        "look_ahead": chunks.look_ahead,
         "latency_ms": algorithmic.milliseconds,
         "chunk_ms": algorithmic.chunk,
         "look_ahead_ms": algorithmic.look_ahead,

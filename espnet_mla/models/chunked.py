@@ -3,14 +3,14 @@
 Those modules are an encoder's attentions and its convolutions along time. Everything else works frame by frame.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from espnet_mla.attention import Attention, Cache, CachedPosition, Chunks, FrameCache, attention_context
+from espnet_mla.attention import ALL, Attention, Cache, CachedPosition, Chunks, FrameCache, attention_context
 
 
 class MaskedChunks:
@@ -31,6 +31,103 @@ class MaskedChunks:
         x = nn.functional.pad(x.transpose(1, 2).flatten(0, 1), (0, conv.kernel_size[0] - 1 - left))
         out = conv.convolve_valid(x).unflatten(0, (batch, chunks)).transpose(1, 2)  # (b, channels, chunks, size)
         return out.reshape(batch, channels, -1)[..., :time]
+
+
+class LookAheadChunks:
+    """The attention context of whole utterances in chunks with look-ahead, all chunks in one pass.
+
+    Between the layers each chunk stands with copies of the frames after it, as so many frames of one longer utterance:
+    the copies are not what those frames are in their own chunk (Emformer, 2010.10759, section 2.1).
+
+    Args:
+        chunks: with look-ahead.
+        position: of queries and keys of one chunk, as `Attention.attend` takes it.
+    """
+
+    def __init__(self, chunks: Chunks, position: Tensor | None):
+        self.chunks, self.position = chunks, position
+        self.time: int | None = None  # until the frames are laid out
+        self.lengths: Tensor | None = None  # real frames of each utterance, (b,)
+        self.mask: Tensor | None = None
+
+    def laid_out(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames (b, t, d) and their mask (b, 1, t), each chunk with its copies: (b, chunks encoded, d) and mask."""
+        size, window = self.chunks.size, self.chunks.size * self.chunks.left
+        self.time, self.lengths = x.shape[1], mask.squeeze(1).sum(1)
+        more = -self.time % size + self.chunks.look_ahead
+        real = nn.functional.pad(mask.squeeze(1).bool(), (window, more)).unfold(-1, window + self.chunks.encoded, size)
+        x = nn.functional.pad(x, (0, 0, 0, more)).unfold(1, self.chunks.encoded, size).transpose(-1, -2)
+        # A chunk of padding sees all of it: a row without any frame would make NaN of it.
+        self.mask = (real | ~real.any(-1, keepdim=True)).flatten(0, 1).unsqueeze(1)  # (b chunks, 1, keys)
+        return x.flatten(1, 2), real[..., window:].flatten(1, 2).unsqueeze(1)
+
+    def frames(self, x: Tensor) -> Tensor:
+        """The frames without the copies: (b, chunks encoded, d) -> (b, t, d)."""
+        return x.unflatten(1, (-1, self.chunks.encoded))[:, :, : self.chunks.size].flatten(1, 2)[:, : self.time]
+
+    def rows(self, x: Tensor) -> Tensor:
+        """A row for each chunk: (b, chunks encoded, d) -> (b chunks, encoded, d)."""
+        return x.unflatten(1, (-1, self.chunks.encoded)).flatten(0, 1)
+
+    def with_past(self, x: Tensor, batch: int) -> Tensor:
+        """What each chunk attends to: (b chunks, ..., encoded, d) -> (b chunks, ..., left frames and encoded, d)."""
+        return torch.cat((self._past(x, batch, self.chunks.size * self.chunks.left), x), dim=-2)
+
+    def _past(self, x: Tensor, batch: int, frames: int) -> Tensor:
+        """So many frames before each chunk, zeros before the first: -> (b chunks, ..., frames, d)."""
+        own = x[..., : self.chunks.size, :].unflatten(0, (batch, -1)).movedim(1, -3)  # (b, ..., chunks, size, d)
+        chunks = own.shape[-3]
+        if not frames:
+            return x[..., :0, :]
+        past = nn.functional.pad(own.flatten(-3, -2), (0, 0, frames, 0)).unfold(-2, frames, self.chunks.size)
+        return past[..., :chunks, :, :].transpose(-1, -2).movedim(-3, 1).flatten(0, 1)
+
+    def attend(self, attention: Attention, x: Tensor, position: Tensor | None, mask: Tensor | None) -> Tensor:
+        """As `AttentionContext.attend`; position and mask, which the encoder made, are not needed."""
+        rows = self.rows(x)
+        kv = attention.project_kv(rows)
+        assert isinstance(kv, FrameCache)  # as of all that can look ahead
+        kv = replace(kv, tensors=tuple(self.with_past(tensor, len(x)) for tensor in kv.tensors))
+        return attention.attend(rows, kv, self.position, self.mask).view_as(x)
+
+    def each(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Of each chunk of one utterance x (1, chunks encoded, d) the queries, the keys, and the position of both.
+
+        That of the whole is for no fewer keys than one chunk has, and is cut where an utterance begins or ends.
+        """
+        assert self.mask is not None
+        rows = self.rows(x)
+        seen = self.with_past(rows, 1)
+        keys = seen.shape[1]
+        for own, key, real in zip(rows, seen, self.mask.squeeze(1), strict=True):
+            first, last = real.nonzero()[[0, -1]].flatten().tolist()
+            missing = keys - 1 - last  # frames that would be behind the end
+            query, here = own[: len(own) - missing], self.position
+            if here is not None:
+                here = here[:, first + missing : keys - 1 + len(query)]
+            yield query[None], key[None, first : last + 1], here
+
+    def convolve(self, conv: "ChunkConv1d", x: Tensor) -> Tensor:
+        """Each chunk with its left context and look-ahead, and zeros to its right: (b, channels, t) -> the same."""
+        rows = self.rows(x.transpose(1, 2))
+        seen = torch.cat((self._past(rows, len(x), conv.reach), rows), dim=1).transpose(1, 2)
+        out = conv.convolve_valid(nn.functional.pad(seen, (0, conv.kernel_size[0] - 1 - conv.reach)))
+        return out.transpose(1, 2).reshape(len(x), x.shape[2], -1).transpose(1, 2)
+
+
+def lay_out(_layer: nn.Module, inputs: tuple) -> tuple | None:
+    """Before an encoder's first layer, put chunks with look-ahead as `LookAheadChunks` needs them.
+
+    Args:
+        inputs: the frames, or a pair of them and positions; and the mask.
+    """
+    context = attention_context()
+    if not isinstance(context, LookAheadChunks) or context.time is not None:
+        return None
+    frames, mask, *rest = inputs
+    x, *position = frames if isinstance(frames, tuple) else (frames,)
+    x, mask = context.laid_out(x, mask)
+    return ((x, *position) if position else x, mask, *rest)
 
 
 class ChunkConv1d(nn.Conv1d):
@@ -180,7 +277,7 @@ class ChunkStep:
     Args:
         stream: the state, which is not changed.
         names: each attention and convolution -> its name in that state.
-        lengths: how many new frames each row has, (rows,).
+        lengths: how many frames each row has, (rows,), its look-ahead among them.
         position: the sinusoids of the window, where positions are relative.
         device: of the frames.
     """
@@ -193,7 +290,7 @@ class ChunkStep:
         position: CachedPosition | None,
         device: torch.device,
     ):
-        self.position, self.window = position, stream.chunks.window
+        self.position, self.window, self.size = position, stream.chunks.window, stream.chunks.size
         self._start = torch.tensor(stream.frames, device=device)
         self._before, self._names = stream, names
         self.attention: dict[str, Cache] = {}
@@ -209,14 +306,24 @@ class ChunkStep:
     def attend(self, attention: Attention, x: Tensor, position: Tensor | None, mask: Tensor | None) -> Tensor:
         """As `AttentionContext.attend`; position and mask, which the encoder made for x alone, are not needed."""
         name = self._names[attention]
-        kv = self._before.attention[name].append(attention.project_kv(x, self._new, self._start))
+        own, ahead = self._cut(x, dim=1)
+        kv = self._before.attention[name].append(attention.project_kv(own, self._new, self._start))
         self.attention[name] = kv if self.window is None else kv.keep_last(self.window)
+        if ahead is not None:  # the attention is one that needs neither mask nor start
+            kv = kv.append(attention.project_kv(ahead))
         return attention.attend(x, kv, self.position, self._mask)
 
+    def _cut(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor | None]:
+        """The frames of the chunk, and those ahead of it, if there are any."""
+        if self.size == ALL or x.shape[dim] <= self.size:
+            return x, None
+        return x.narrow(dim, 0, self.size), x.narrow(dim, self.size, x.shape[dim] - self.size)
+
     def convolve(self, conv: ChunkConv1d, x: Tensor) -> Tensor:
-        """The chunk with the cached frames before it, and with zeros after it."""
+        """The chunk and its look-ahead with the cached frames before them, and with zeros after them."""
         name = self._names[conv]
-        before, new = self._before.convolution[name], x[..., -conv.reach :].transpose(1, 2)
+        own, _ = self._cut(x, dim=2)
+        before, new = self._before.convolution[name], own[..., -conv.reach :].transpose(1, 2)
         self.convolution[name] = before.append(FrameCache((new,))).keep_last(conv.reach)
         x = torch.cat((before.values()[0].transpose(1, 2), x), dim=-1)
         return conv.convolve_valid(nn.functional.pad(x, (0, conv.kernel_size[0] - 1 - conv.reach)))

@@ -20,7 +20,9 @@ from espnet2.torch_utils.device_funcs import force_gatherable
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
 
+from espnet_mla.attention import attention_context
 from espnet_mla.common.errors import UserError
+from espnet_mla.models.chunked import LookAheadChunks
 from espnet_mla.models.decoder import TransformerDecoder
 from espnet_mla.models.encoding import (
     DEFAULT_PROMPT,
@@ -271,7 +273,8 @@ def _outputs(blocks: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
     def hook(_block: nn.Module, _inputs: tuple, output: Any) -> None:
         while isinstance(output, tuple):  # with masks, and with positions
             output = output[0]
-        found.append(output)
+        context = attention_context()
+        found.append(context.frames(output) if isinstance(context, LookAheadChunks) else output)
 
     handles = [block.register_forward_hook(hook) for block in blocks]
     try:

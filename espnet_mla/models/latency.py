@@ -14,7 +14,8 @@ class Latency:
 
     Args:
         chunk: milliseconds of audio in a chunk.
-        look_ahead: milliseconds beyond it that its last frame sees, by the subsampling and the window of the features.
+        look_ahead: milliseconds beyond it that are needed: of the frames that are looked ahead, the subsampling and the
+            window of the features.
     """
 
     chunk: float
@@ -39,6 +40,6 @@ def latency(model: ESPnetASRModel, fs: int, chunks: Chunks) -> Latency:
     features.check(model.frontend, model.normalize)
     stft, (rate, _) = model.frontend.stft, model.encoder.subsampling
     after = stft.n_fft - (stft.n_fft // 2 if stft.center else 0)
-    samples = (model.encoder.input_frames(chunks.size) - 1) * stft.hop_length + after
+    samples = (model.encoder.input_frames(chunks.encoded) - 1) * stft.hop_length + after
     chunk = chunks.size * rate * stft.hop_length
     return Latency(1000 * chunk / fs, 1000 * (samples - chunk) / fs)

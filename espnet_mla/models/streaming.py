@@ -10,9 +10,9 @@ from espnet2.asr.encoder.abs_encoder import AbsEncoder
 from torch import Tensor, nn
 
 from espnet_mla.attention import ALL, Attention, Cache, CachedPosition, Chunks, FrameCache, using_context
-from espnet_mla.models.chunked import ChunkConv1d, ChunkStep, MaskedChunks, StreamState
+from espnet_mla.models.chunked import ChunkConv1d, ChunkStep, LookAheadChunks, MaskedChunks, StreamState, lay_out
 
-_KEYS = ("chunk_size", "left_chunks", "dynamic_chunk_sizes")
+_KEYS = ("chunk_size", "left_chunks", "look_ahead", "dynamic_chunk_sizes", "dynamic_look_ahead")
 _RANGE = ("min", "max", "full_context")
 
 # Key of the encoder's configuration -> the values that it can have with `streaming`, and why no others.
@@ -29,6 +29,9 @@ _STREAMABLE: dict[str, tuple[tuple, str]] = {
     "gradient_checkpoint_layers": (([], ()), "recomputed layers would see the whole utterance"),
 }
 
+_AHEAD = ("mha", "gqa", "mla")
+"""Attentions that can look ahead: what they keep of a frame does not depend on the others."""
+
 
 @dataclass(frozen=True)
 class Streaming:
@@ -38,11 +41,13 @@ class Streaming:
         chunks: of validation and inference, unless `set_chunks` sets others.
         sizes: chunk sizes that training draws from, one for each batch; empty for that of `chunks` alone.
         full_context: probability that a batch is trained with full context instead, from 0 to 1.
+        ahead: frames of look-ahead that training draws from; empty for those of `chunks` alone.
     """
 
     chunks: Chunks
     sizes: Sequence[int] = ()
     full_context: float = 0.0
+    ahead: Sequence[int] = ()
 
     def in_steps(self, step: int) -> "Streaming":
         """With those sizes of a range alone that are multiples of `step`.
@@ -62,11 +67,10 @@ class Streaming:
 
     def draw(self) -> Chunks:
         """The chunks of a training batch (dynamic chunk training, U2, arXiv 2012.05481, section 3.2)."""
-        if not self.sizes:
-            return self.chunks
-        if torch.rand(()).item() < self.full_context:
-            return Chunks(ALL, self.chunks.left)
-        return Chunks(self.sizes[int(torch.randint(len(self.sizes), ()))], self.chunks.left)
+        size, ahead = _drawn(self.sizes, self.chunks.size), self.chunks.look_ahead
+        if self.sizes and torch.rand(()).item() < self.full_context:
+            size = ALL
+        return Chunks(size, self.chunks.left, 0 if size == ALL else _drawn(self.ahead, ahead))
 
 
 def read(conf: object) -> Streaming:
@@ -84,10 +88,15 @@ def read(conf: object) -> Streaming:
     for key in _KEYS[:2]:
         if key not in conf:
             raise ValueError(f"streaming: {key} is missing; {known}")
-    chunks = Chunks(chunk_size(conf["chunk_size"]), left_chunks(conf["left_chunks"]))
+    ahead = look_ahead(conf.get("look_ahead", 0))
+    chunks = Chunks(chunk_size(conf["chunk_size"]), left_chunks(conf["left_chunks"]), ahead)
+    drawn = conf.get("dynamic_look_ahead", ())
+    if not isinstance(drawn, list | tuple) or ("dynamic_look_ahead" in conf and not drawn):
+        raise ValueError(f"streaming: dynamic_look_ahead: {drawn!r} must be a list of numbers of frames")
+    streaming = Streaming(chunks, ahead=[look_ahead(frames, "streaming: dynamic_look_ahead") for frames in drawn])
     dynamic = conf.get("dynamic_chunk_sizes")
     if dynamic is None:
-        return Streaming(chunks)
+        return streaming
     key = "streaming: dynamic_chunk_sizes"
     if isinstance(dynamic, Mapping):
         if set(dynamic) - set(_RANGE) or not {"min", "max"} <= set(dynamic):
@@ -98,10 +107,14 @@ def read(conf: object) -> Streaming:
             raise ValueError(f"{key}: min ({least}) must be at least 1 and at most max ({most})")
         if isinstance(full, bool) or not isinstance(full, int | float) or not 0 <= full <= 1:
             raise ValueError(f"{key}: full_context: {full!r} must be from 0 to 1")
-        return Streaming(chunks, range(least, most + 1), float(full))
+        return replace(streaming, sizes=range(least, most + 1), full_context=float(full))
     if not isinstance(dynamic, list | tuple) or not dynamic:
         raise ValueError(f"{key}: {dynamic!r} must be a list of sizes, or min, max and full_context")
-    return Streaming(chunks, [chunk_size(size, key) for size in dynamic])
+    return replace(streaming, sizes=[chunk_size(size, key) for size in dynamic])
+
+
+def _drawn(choices: Sequence[int], default: int) -> int:
+    return choices[int(torch.randint(len(choices), ()))] if choices else default
 
 
 def chunk_size(value: object, key: str = "streaming: chunk_size") -> int:
@@ -123,6 +136,17 @@ def left_chunks(value: object, key: str = "streaming: left_chunks") -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < ALL:
         raise ValueError(f"{key}: {value!r} must be a number of chunks, or -1 for all earlier ones")
+    return value
+
+
+def look_ahead(value: object, key: str = "streaming: look_ahead") -> int:
+    """`value`, checked to be a number of frames of look-ahead.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{key}: {value!r} must be a number of encoder frames, or 0 for none")
     return value
 
 
@@ -152,6 +176,7 @@ class StreamingEncoder(AbsEncoder):
         self.streaming = read(conf["streaming"])
         self._input_size = conf["input_size"]
         for layer in self.encoders:
+            layer.register_forward_pre_hook(lay_out)
             for parent in list(layer.modules()):
                 for name, module in list(parent.named_children()):
                     if isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1:
@@ -159,22 +184,28 @@ class StreamingEncoder(AbsEncoder):
         self._positions: dict[tuple, CachedPosition] = {}
         self._merged = math.lcm(*(getattr(attention, "down_rate", 1) for attention in self._attentions()))
         self.streaming = self.streaming.in_steps(self._merged)
+        chunks, drawn = self.streaming.chunks, max(self.streaming.ahead, default=0)
+        for key, ahead in (("look_ahead", chunks.look_ahead), ("dynamic_look_ahead", drawn)):
+            self._check_look_ahead(ahead, chunks.left, f"streaming: {key}")
         self.set_chunks()
 
-    def set_chunks(self, chunk_size: int | None = None, left_chunks: int | None = None) -> Chunks:
+    def set_chunks(
+        self, chunk_size: int | None = None, left_chunks: int | None = None, look_ahead: int | None = None
+    ) -> Chunks:
         """Set the chunks of `forward` in evaluation mode, and of new streams.
 
         Args:
             chunk_size: frames, or -1 for the whole utterance; None for the configuration's.
             left_chunks: chunks before its own that a frame sees, or -1 for all; None for the configuration's.
+            look_ahead: frames after its chunk that a frame sees; None for the configuration's.
 
         Raises:
             ValueError: this is a full-context encoder, or a value is not valid.
         """
-        self.chunks = self._resolve_chunks(chunk_size, left_chunks)
+        self.chunks = self._resolve_chunks(chunk_size, left_chunks, look_ahead)
         return self.chunks
 
-    def _resolve_chunks(self, size: int | None, left: int | None) -> Chunks:
+    def _resolve_chunks(self, size: int | None, left: int | None, ahead: int | None) -> Chunks:
         if self.streaming is None:
             raise ValueError(
                 "encoder_conf: streaming is missing, so this is a full-context encoder; it must be trained with, "
@@ -183,13 +214,25 @@ class StreamingEncoder(AbsEncoder):
         default = self.streaming.chunks
         size = default.size if size is None else chunk_size(size, "chunk_size")
         left = default.left if left is None else left_chunks(left, "left_chunks")
+        ahead = default.look_ahead if ahead is None else look_ahead(ahead, "look_ahead")
+        ahead = 0 if size == ALL else ahead
+        self._check_look_ahead(ahead, left)
         if left != ALL and any(attention.name == "linear" for attention in self._attentions()):
             raise ValueError(f"left_chunks: {left}, but linear attention sums over all earlier frames: it must be -1")
         if size != ALL and size % self._merged:
             raise ValueError(
                 f"chunk_size: {size} must be a multiple of {self._merged}, since mtla merges frames (down_rate)"
             )
-        return Chunks(size, left)
+        return Chunks(size, left, ahead)
+
+    def _check_look_ahead(self, ahead: int, left: int, key: str = "look_ahead") -> None:
+        if not ahead:
+            return
+        for attention in self._attentions():
+            if attention.name not in _AHEAD:
+                raise ValueError(f"{key}: {ahead}: {attention.name} can't look ahead; {', '.join(_AHEAD)} can")
+        if left == ALL:
+            raise ValueError(f"{key}: {ahead} needs a number of left_chunks, not -1 for all")
 
     @property
     def subsampling(self) -> tuple[int, int]:
@@ -206,8 +249,29 @@ class StreamingEncoder(AbsEncoder):
         if self.streaming is None:
             return super().forward(*args, **kwargs)
         chunks = self.streaming.draw() if self.training else self.chunks
+        if chunks.look_ahead:
+            return self._forward_with_look_ahead(chunks, *args, **kwargs)
         with using_context(None if chunks.size == ALL else MaskedChunks(chunks)):
             return super().forward(*args, **kwargs)
+
+    def _forward_with_look_ahead(self, chunks: Chunks, *args: Any, **kwargs: Any) -> tuple:
+        assert chunks.window is not None
+        embedding, position = self._position_embedding(), None
+        if embedding is not None:
+            position = embedding.dropout(self._sinusoids(embedding, chunks.window, chunks.encoded))
+        context = LookAheadChunks(chunks, position)
+        with using_context(context):
+            out, lengths, *rest = super().forward(*args, **kwargs)
+        if context.time is None:  # every layer was dropped
+            return out, lengths, *rest
+        lengths = context.lengths
+        if isinstance(out, tuple):  # with the outputs of intermediate layers, and their numbers for CTC
+            out, between = out
+            between = [
+                (one[0], context.frames(one[1])) if isinstance(one, tuple) else context.frames(one) for one in between
+            ]
+            return (context.frames(out), between), lengths, *rest
+        return context.frames(out), lengths, *rest
 
     def stream(
         self,
@@ -215,19 +279,20 @@ class StreamingEncoder(AbsEncoder):
         left_chunks: int | None = None,
         rows: int = 1,
         cache_dtype: str | None = None,
+        look_ahead: int | None = None,
     ) -> StreamState:
         """The state of new streams.
 
         Args:
-            chunk_size, left_chunks: as of `set_chunks`; None for both: those that were set there.
+            chunk_size, left_chunks, look_ahead: as of `set_chunks`; None for all: those that were set there.
             rows: the number of streams, which are encoded as one batch.
             cache_dtype: in what the caches are kept, one of `espnet_mla.attention.CACHE_TYPES`; None for the encoder's.
 
         Raises:
             ValueError: as `set_chunks`; or no cache, or not that of linear attention, is kept in `cache_dtype`.
         """
-        asked = chunk_size is not None or left_chunks is not None or self.streaming is None
-        chunks = self._resolve_chunks(chunk_size, left_chunks) if asked else self.chunks
+        asked = (chunk_size, left_chunks, look_ahead) != (None, None, None) or self.streaming is None
+        chunks = self._resolve_chunks(chunk_size, left_chunks, look_ahead) if asked else self.chunks
         cache_dtype = cache_dtype or self.cache_dtype
         like = next(self.parameters())
         no_frames = like.new_zeros(rows, 0, self.output_size())
@@ -312,8 +377,7 @@ class StreamingEncoder(AbsEncoder):
 
     def ready(self, state: StreamState) -> list[int]:
         """The rows that have a chunk to be encoded: a complete one, or the rest of a stream that has ended."""
-        size = state.chunks.size
-        whole = math.inf if size == ALL else self.input_frames(size)
+        whole = math.inf if state.chunks.size == ALL else self.input_frames(state.chunks.encoded)
         return [
             row
             for row, (features, ended) in enumerate(zip(state.features, state.ended, strict=True))
@@ -358,37 +422,47 @@ class StreamingEncoder(AbsEncoder):
     def _encode_rows(self, state: StreamState) -> tuple[Tensor, list[int]]:
         """`encode_chunk`, where every row has one."""
         rate, span = self.subsampling
-        size = max(map(len, state.features)) if state.chunks.size == ALL else state.chunks.size
-        chunks = [features[: self.input_frames(size)] for features in state.features]
+        whole = max(map(len, state.features))
+        size, encoded = (whole, whole) if state.chunks.size == ALL else (state.chunks.size, state.chunks.encoded)
+        chunks = [features[: self.input_frames(encoded)] for features in state.features]
         lengths = [(len(chunk) - span) // rate + 1 for chunk in chunks]
         position = self._position(state, max(lengths))
         step = ChunkStep(state, self._cached_modules(), lengths, position, chunks[0].device)
         with using_context(step):
             counts = torch.tensor(list(map(len, chunks)))  # on the CPU, where ESPnet makes its mask of them
             out, *_ = super().forward(nn.utils.rnn.pad_sequence(chunks, batch_first=True), counts)
+        lengths = [min(length, size) for length in lengths]  # without what was looked ahead
         past, window = state.past + max(lengths), state.chunks.window
         state.past = past if window is None else min(past, window)
         state.attention, state.convolution = step.attention, step.convolution
         state.features = [features[size * rate :].clone() for features in state.features]
         state.frames = [had + new for had, new in zip(state.frames, lengths, strict=True)]
-        return out[0] if isinstance(out, tuple) else out, lengths  # without the outputs of intermediate layers
+        out = out[0] if isinstance(out, tuple) else out  # without the outputs of intermediate layers
+        return out[:, :size], lengths
 
     def _position(self, state: StreamState, time: int) -> CachedPosition | None:
         """The sinusoids of the distances in the window of a chunk of `time` frames."""
-        embedding = next((module for module in self.embed.modules() if hasattr(module, "extend_pe")), None)
-        if embedding is None:
+        if (embedding := self._position_embedding()) is None:
             return None
         past, like = state.past, next(self.parameters())
-        steady = time == state.chunks.size and past == state.chunks.window
+        steady = time == state.chunks.encoded and past == state.chunks.window
         key = past, time, like.device, like.dtype
         if steady and key in self._positions:
             return self._positions[key]
-        embedding.extend_pe(like.new_zeros(1, past + time))
-        here = embedding.pe.shape[1] // 2  # distance 0
-        position = CachedPosition(embedding.pe[:, here - (past + time - 1) : here + time])
+        position = CachedPosition(self._sinusoids(embedding, past, time))
         if steady:
             self._positions[key] = position
         return position
+
+    def _position_embedding(self) -> Any:
+        """ESPnet's module with sinusoids of relative positions; None with rope."""
+        return next((module for module in self.embed.modules() if hasattr(module, "extend_pe")), None)
+
+    def _sinusoids(self, embedding: Any, past: int, time: int) -> Tensor:
+        """Of the distances between the last `time` frames of a window and all, (1, distances, d)."""
+        embedding.extend_pe(next(self.parameters()).new_zeros(1, past + time))
+        here = embedding.pe.shape[1] // 2  # distance 0
+        return embedding.pe[:, here - (past + time - 1) : here + time]
 
     def _attentions(self) -> list[Attention]:
         return [module for module in self.encoders.modules() if isinstance(module, Attention)]

@@ -79,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "inference_asr_model",
         "chunk_size",
         "left_chunks",
+        "look_ahead",
         "beam_size",
         "ctc_weight",
         "final_search",
@@ -364,6 +365,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--chunk_size", type=int, metavar="N", help="encoder frames of a chunk (default: the model's)")
     parser.add_argument(
         "--left_chunks", type=int, metavar="N", help="chunks of left context; -1: all (default: the model's)"
+    )
+    parser.add_argument(
+        "--look_ahead", type=int, metavar="N", help="encoder frames after a chunk that it sees (default: the model's)"
     )
     parser.add_argument("--beam_size", type=int, metavar="N", help="hypotheses of the searches (default: 20)")
     parser.add_argument(

@@ -74,6 +74,7 @@ class StreamingModel:
         *,
         chunk_size: int | None = None,
         left_chunks: int | None = None,
+        look_ahead: int | None = None,
         beam_size: int = 20,
         ctc_weight: float = 0.3,
         final_search: str = "search",
@@ -86,7 +87,7 @@ class StreamingModel:
 
         Args:
             model: ESPnet's Speech2Text, or what `espnet_mla.from_pretrained` takes.
-            chunk_size, left_chunks: as of `StreamingEncoder.set_chunks`.
+            chunk_size, left_chunks, look_ahead: as of `StreamingEncoder.set_chunks`.
             beam_size, ctc_weight: as of the class; where `model` is a name, of ESPnet's search too.
             final_search: one of `FINAL_SEARCHES`; of models whose decoder can't score a text it is "ctc".
             cache_dtype: one of `espnet_mla.attention.CACHE_TYPES`, for the caches of attentions and convolutions, and
@@ -117,7 +118,7 @@ class StreamingModel:
             raise ValueError(f"{', '.join(options)}: not an option of a model that is loaded already")
         asr_model = model.asr_model.eval()
         _check(asr_model)
-        state = asr_model.encoder.stream(chunk_size, left_chunks, cache_dtype=cache_dtype)
+        state = asr_model.encoder.stream(chunk_size, left_chunks, look_ahead=look_ahead, cache_dtype=cache_dtype)
         if ctc_weight == 1 or not _can_score(asr_model):
             final_search = "ctc"
         if final_search == "search" and searched:
@@ -150,7 +151,8 @@ class StreamingModel:
 
     def new_state(self) -> StreamState:
         """The encoder's state of a new stream."""
-        return self.encoder.stream(self.chunks.size, self.chunks.left, cache_dtype=self.cache_dtype)
+        chunks = self.chunks
+        return self.encoder.stream(chunks.size, chunks.left, look_ahead=chunks.look_ahead, cache_dtype=self.cache_dtype)
 
     def ctc_log_probs(self, encoder_out: Tensor) -> Tensor:
         """CTC's log probabilities (batch, time, tokens) of (batch, time, d_model), on the CPU."""

@@ -35,8 +35,8 @@ class StreamPool:
 
     Args:
         model: ESPnet's Speech2Text, or what `espnet_mla.from_pretrained` takes.
-        options: as of `StreamingModel.load`: chunk_size, left_chunks, beam_size, ctc_weight, final_search, cache_dtype,
-            endpointing, reset, device, ...
+        options: as of `StreamingModel.load`: chunk_size, left_chunks, look_ahead, beam_size, ctc_weight, final_search,
+            cache_dtype, endpointing, reset, device, ...
 
     Raises:
         ValueError, UserError: as `StreamingModel.load`.

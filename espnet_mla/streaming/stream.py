@@ -153,8 +153,10 @@ class Stream:
 
     def _missing(self) -> int | None:
         """How many features the next chunk still needs; None where it is the whole utterance."""
-        size = self.model.chunks.size
-        return None if size == ALL else self.model.encoder.input_frames(size) - len(self.state.features[0])
+        chunks = self.model.chunks
+        if chunks.size == ALL:
+            return None
+        return self.model.encoder.input_frames(chunks.encoded) - len(self.state.features[0])
 
     def _final(self) -> Result:
         """What the final search finds; or the best hypothesis of CTC."""

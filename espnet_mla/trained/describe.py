@@ -188,7 +188,8 @@ def _conditions(figures: Mapping) -> dict[str, str]:
     machine = f"{device}, {measured.get('threads')} threads, {dtype}, PyTorch {torch}"
     kept = f", caches in {measured['cache_dtype']}" if measured.get("cache_dtype") else ""
     left = "all" if streaming.get("left_chunks") == -1 else streaming.get("left_chunks")
-    chunks = f"chunks of {streaming.get('chunk_size')} frames, {left} chunks of left context, {dtype}{kept}"
+    ahead = f", {streaming['look_ahead']} frames ahead" if streaming.get("look_ahead") else ""
+    chunks = f"chunks of {streaming.get('chunk_size')} frames, {left} chunks of left context{ahead}, {dtype}{kept}"
     options = ", ".join(f"{name} {value}" for name, value in section(decoding, "options").items())
     trainer = training.get("running_on") or "a machine that the log does not name"
     speech = f"{decoding.get('utterances')} utterances, {decoding.get('audio_seconds')} s"

@@ -1,4 +1,4 @@
-"""What ESPnet's decoding programs get besides: strict loading, --chunk_size, --left_chunks and --cache_dtype."""
+"""What ESPnet's decoding programs get besides: strict loading, and options for chunks and caches."""
 
 import argparse
 import logging
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 PROGRAMS = re.compile(r"espnet2\.bin\.(asr|st|slu|s2t)_inference")
 """ESPnet's programs that get them."""
+
+CHUNKS = ("chunk_size", "left_chunks", "look_ahead")
+"""Options of a streaming encoder, see `StreamingEncoder.set_chunks`."""
 
 CONTEXT = re.compile(r"(?:Inference: |Heard (?:in )?)(chunks of .*|full context|as a whole)$", re.MULTILINE)
 """What a log of decoding says of a streaming model; logs of version 0.1.0 say "Heard"."""
@@ -36,7 +39,7 @@ def take_options(arguments: Sequence[str]) -> list[str]:
         hearing = getattr(model, "s2t_model", model)  # behind enhancement
         if hasattr(hearing, "encoder"):  # and is no language model
             tasks.check_g2p(vars(args), paths[0] if paths else "the model")
-            _set_chunks(hearing, args, options.chunk_size, options.left_chunks)
+            _set_chunks(hearing, args, {name: getattr(options, name) for name in CHUNKS})
             if options.cache_dtype:
                 caches.set_cache_dtype(hearing, options.cache_dtype)
                 logging.info(f"Caches: {options.cache_dtype}")
@@ -47,14 +50,14 @@ def take_options(arguments: Sequence[str]) -> list[str]:
 
 
 def own_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """chunk_size, left_chunks and cache_dtype, None where they are not given, and the other arguments.
+    """Those of `CHUNKS`, and cache_dtype, None where they are not given, and the other arguments.
 
     Raises:
         UsageError: one has a value that it can't have.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("--chunk_size", "--left_chunks"):
-        parser.add_argument(name, type=int)
+    for name in CHUNKS:
+        parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--cache_dtype")
     try:
         options, rest = parser.parse_known_args(arguments)
@@ -70,28 +73,29 @@ def own_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]
     return options, rest
 
 
-def _set_chunks(model: "nn.Module", args: argparse.Namespace, chunk_size: int | None, left_chunks: int | None) -> None:
+def _set_chunks(model: "nn.Module", args: argparse.Namespace, given: dict[str, int | None]) -> None:
     from espnet_mla.attention import ALL
     from espnet_mla.models.latency import latency
     from espnet_mla.models.streaming import StreamingEncoder
     from espnet_mla.trained.model import sampling_rate
 
     encoder = model.encoder
-    asked = chunk_size is not None or left_chunks is not None
+    asked = [f"--{name}" for name, value in given.items() if value is not None]
     if not isinstance(encoder, StreamingEncoder):
         if asked:
-            raise UsageError(f"--chunk_size, --left_chunks: encoder: {args.encoder} is no chunked encoder")
+            raise UsageError(f"{', '.join(asked)}: encoder: {args.encoder} is no chunked encoder")
         return
     if encoder.streaming is None and not asked:
         return
     try:
-        chunks = encoder.set_chunks(chunk_size, left_chunks)
+        chunks = encoder.set_chunks(**given)
     except ValueError as error:
         raise UsageError(str(error)) from None
     if chunks.size == ALL:
         logging.info("Inference: full context")
         return
     described = f"chunks of {chunks.size} frames, {'all' if chunks.left == ALL else chunks.left} left chunks"
+    described += f", {chunks.look_ahead} frames ahead" if chunks.look_ahead else ""
     try:
         algorithmic = latency(model, sampling_rate(vars(args)), chunks)
         described += f": latency {algorithmic.milliseconds:g} ms ({algorithmic.chunk:g} ms chunk, "

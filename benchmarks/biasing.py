@@ -7,8 +7,8 @@ The mini corpus has 54 names that are written in one way only, of people and cit
 favoured of which ten are spoken: each time ten others, and only utterances that have one of the ten and none of the
 forty. Weight 0 is without a list. An error is on a name where a spoken word of the ten is wrong, or a word is inserted
 that is one of the fifty, as in Le et al. 2021 (2104.02194); every other error is on the rest. Brackets hold 95 %
-bootstrap intervals over utterances of the difference to weight 0. `search` is the final text by ESPnet's beam search,
-`ctc` that of CTC's prefix search.
+bootstrap intervals over utterances of the difference to the first weight. `search` is the final text by ESPnet's beam
+search, `ctc` that of CTC's prefix search.
 """
 
 import argparse
@@ -57,7 +57,11 @@ def measure(model: object, recipe: Path, sets: Sequence[str], weights: Sequence[
     """Print a row for each weight."""
     recogniser = espnet_mla.StreamingSpeech2Text(model, final_search=final_search)
     of_lists = [
-        (ten, fifty, {weight: recogniser.pool.model.bias(dict.fromkeys(fifty, weight)) for weight in weights if weight})
+        (
+            ten,
+            fifty,
+            {weight: recogniser.pool.model.bias_of(dict.fromkeys(fifty, weight)) for weight in weights if weight},
+        )
         for ten, fifty in lists()
     ]
     counts: list[tuple[int, int]] = []  # words of each utterance: names of the ten, and the rest

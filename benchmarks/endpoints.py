@@ -98,11 +98,10 @@ def wer(recipe: Path, experiments: Sequence[str], rules: Sequence[float]) -> Non
 def hour(minutes: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model = loaded(Path(scratch), "conformer_mla_streaming")
-    vocabulary = len(model.converter.token_list)
-    phrases = {
-        tuple(map(int, tokens)): DEFAULT_WEIGHT for tokens in np.random.default_rng(1).integers(1, vocabulary, (50, 5))
-    }
-    options = {"endpointing": {"longest": 10.0}, "final_search": "rescore", "bias": Bias(phrases)}
+    tokens = model.converter.token_list
+    drawn = np.random.default_rng(1).integers(1, len(tokens), (50, 5)).tolist()
+    bias = Bias({tuple(phrase): DEFAULT_WEIGHT for phrase in drawn}, tokens)
+    options = {"endpointing": {"longest": 10.0}, "final_search": "rescore", "bias": bias}
     recogniser = espnet_mla.StreamingSpeech2Text(model, **options)
     plain = espnet_mla.StreamingSpeech2Text(model, final_search="ctc")
     pieces = itertools.cycle(np.split(noise(10 * SECONDS), 10))

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("error: the standard input is closed", file=sys.stderr)
         return 1
     import espnet_mla
-    from espnet_mla.streaming.bias import DEFAULT_WEIGHT, read_phrases
+    from espnet_mla.streaming.bias import DEFAULT_WEIGHT, check_weight, read_phrases
 
     names = (
         "inference_asr_model",
@@ -89,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = device_of(parser, options)
     try:
         weight = DEFAULT_WEIGHT if options.bias_weight is None else options.bias_weight
+        check_weight(weight, "--bias_weight:")
         phrases = read_phrases(options.bias, weight) if options.bias else None
         recogniser = espnet_mla.StreamingSpeech2Text(
             options.model, fs=options.fs, device=device, endpointing=rules, bias=phrases, **given

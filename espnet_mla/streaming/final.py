@@ -42,6 +42,6 @@ def final_result(model: StreamingModel, beam: PrefixBeam, encoder_out: Tensor, f
 def _rescored(model: StreamingModel, beam: PrefixBeam, encoder_out: Tensor) -> tuple[list[int], float]:
     hypotheses = [(beam.hypothesis(prefix).tokens, score) for prefix, score in beam.best]
     scores = model.rescore(hypotheses, encoder_out)
-    bonuses = [beam.bias.bonus(tokens) if beam.bias else 0.0 for tokens, _ in hypotheses]
-    best = max(range(len(scores)), key=lambda one: scores[one] + bonuses[one])
+    ranks = [score + beam.bonus(prefix) for score, (prefix, _) in zip(scores, beam.best, strict=True)]
+    best = max(range(len(ranks)), key=ranks.__getitem__)
     return hypotheses[best][0], scores[best]

@@ -158,20 +158,24 @@ class StreamingModel:
         """CTC's log probabilities (batch, time, tokens) of (batch, time, d_model), on the CPU."""
         return self.asr_model.ctc.log_softmax(encoder_out).float().cpu()
 
-    def bias(self, phrases: "Phrases | Bias | None") -> Bias | None:
-        """The bias of phrases, which the CTC search and the final search favour.
+    def bias_of(self, phrases: Phrases | Bias | None) -> Bias | None:
+        """The bias of phrases, which the CTC search and the final search favour. Streams may share it.
 
         Raises:
-            UsageError: as `bias.spelled`; or the model's search takes no more scorers.
+            UsageError: as `bias.spelled`; or it is of a model with other tokens, or the search takes no more scorers.
         """
-        if phrases is None or isinstance(phrases, Bias):
-            return phrases
-        options, search = vars(self.speech2text.asr_train_args), self.speech2text.beam_search
+        if phrases is None:
+            return None
+        converter, search = self.speech2text.converter, self.speech2text.beam_search
         if self.final_search == "search" and not isinstance(search, BeamSearch):
             raise UsageError(
                 f"bias: ESPnet's {type(search).__name__} favours no phrases: final_search: rescore or ctc does"
             )
-        return spelled(phrases, self.speech2text.converter, self.speech2text.tokenizer, options.get("token_type"))
+        if not isinstance(phrases, Bias):
+            return spelled(phrases, converter, self.speech2text.tokenizer)
+        if phrases.token_list != list(converter.token_list):
+            raise UsageError("bias: it was made for a model with other tokens: give the phrases")
+        return phrases
 
     def tokens(self, token_ids: Sequence[int]) -> list[str]:
         """The tokens of these ids."""
@@ -206,14 +210,13 @@ class StreamingModel:
             yield
             return
         search = self.speech2text.beam_search
-        scorer = BiasScorer(bias, search.n_vocab, self.asr_model.eos)
-        search.scorers[BIAS] = search.full_scorers[BIAS] = scorer
-        search.weights[BIAS] = 1.0
         try:
+            search.scorers[BIAS] = search.full_scorers[BIAS] = BiasScorer(bias, self.asr_model.eos)
+            search.weights[BIAS] = 1.0
             yield
         finally:
             for registered in (search.scorers, search.full_scorers, search.weights):
-                del registered[BIAS]
+                registered.pop(BIAS, None)
 
     @torch.inference_mode()
     def rescore(self, hypotheses: Sequence[tuple[Sequence[int], float]], encoder_out: Tensor) -> list[float]:

@@ -56,18 +56,19 @@ class StreamPool:
         """Bytes of all open streams."""
         return sum(stream.nbytes for stream in self.streams)
 
-    def open(self, fs: int | str | None = None, bias: "Phrases | Bias | None" = None) -> Stream:
+    def open(self, fs: int | str | None = None, bias: Phrases | Bias | None = None) -> Stream:
         """Begin a stream.
 
         Args:
             fs: Hz of its audio, or as "16k"; it is resampled where the model's rate differs. None for the model's.
-            bias: phrases that its searches favour, or the weight of each, or what `StreamingModel.bias` made of them.
+            bias: phrases that its searches favour, or the weight of each; many of them are shared by streams as what
+                `pool.model.bias_of` makes of them.
 
         Raises:
             UsageError, which is a ValueError: fs is not a sampling rate, or the model can't spell a phrase.
         """
-        bias = self.model.bias(bias)
-        stream = Stream(self.model, self.model.fs if fs is None else hertz(fs, "fs:"), bias)
+        fs = self.model.fs if fs is None else hertz(fs, "fs:")
+        stream = Stream(self.model, fs, self.model.bias_of(bias))
         self._streams = [*self.streams, stream]
         return stream
 

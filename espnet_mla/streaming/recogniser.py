@@ -48,11 +48,11 @@ class StreamingSpeech2Text:
         model: "Speech2Text | str | Path",
         *,
         fs: int | None = None,
-        bias: "Phrases | Bias | None" = None,
+        bias: Phrases | Bias | None = None,
         **options: Any,
     ):
         self.pool = StreamPool(model, **options)
-        self._fs, self._bias = fs, self.pool.model.bias(bias)
+        self._fs, self._bias = fs, self.pool.model.bias_of(bias)
         self.stream: Stream = self.pool.open(fs, self._bias)
         self._sentences: list[Result] = []
 

@@ -140,10 +140,13 @@ class PrefixBeam:
     @property
     def final(self) -> list[tuple[Prefix, float]]:
         """As `best`, of texts that end here: what has begun of a phrase counts no more."""
-        bias, best = self.bias, self.best
-        if bias is None:
-            return best
-        return sorted(best, key=lambda one: one[1] + one[0].bonus + bias.end(one[0].state), reverse=True)
+        if self.bias is None:
+            return self.best
+        return sorted(self.best, key=lambda one: one[1] + self.bonus(one[0]), reverse=True)
+
+    def bonus(self, prefix: Prefix) -> float:
+        """By the bias, of a text that ends with a prefix of `best`."""
+        return 0.0 if self.bias is None else prefix.bonus + self.bias.end(prefix.state)
 
     def hypothesis(self, prefix: Prefix) -> Hypothesis:
         """The tokens of a prefix of `best`."""
@@ -176,23 +179,20 @@ class PrefixBeam:
                     extended[1] = _log_add(extended[1], score)
                     onset_scores[key] = score
         ranks = {key: _log_add(*both) for key, both in scores.items()}
+        followed: dict[Prefix | tuple[Prefix, int], tuple[int, float]] = {}
         if self.bias is not None:
             for key in ranks:
-                ranks[key] += _bonus(self.bias, key)
+                followed[key] = _followed(self.bias, key)
+                ranks[key] += followed[key][1]
         self._scores = {}
         for key in sorted(ranks, key=ranks.__getitem__, reverse=True)[: self.beam_size]:
             blank, label = scores[key]
-            prefix = self._extended(*key) if isinstance(key, tuple) else key
+            prefix = key[0].extend(key[1]) if isinstance(key, tuple) else key
+            if followed:
+                prefix.state, prefix.bonus = followed[key]
             if key in onset_scores:
                 prefix.update_onset(self.frames, onset_scores[key])
             self._scores[prefix] = blank, label
-
-    def _extended(self, prefix: Prefix, token: int) -> Prefix:
-        extended = prefix.extend(token)
-        if self.bias is not None:
-            extended.state, difference = self.bias.step(prefix.state, token)
-            extended.bonus = prefix.bonus + difference
-        return extended
 
     def _settle(self) -> None:
         """Settle the common beginning of all prefixes: its end becomes the empty prefix, which still knows its token.
@@ -218,9 +218,13 @@ class PrefixBeam:
         paths[0][common - 1].parent = None
 
 
-def _bonus(bias: Bias, key: Prefix | tuple[Prefix, int]) -> float:
-    """Of a prefix, or of an extension that is no object yet."""
-    return key[0].bonus + bias.step(key[0].state, key[1])[1] if isinstance(key, tuple) else key.bonus
+def _followed(bias: Bias, key: Prefix | tuple[Prefix, int]) -> tuple[int, float]:
+    """State and bonus of a prefix, or of an extension that is no object yet."""
+    if not isinstance(key, tuple):
+        return key.state, key.bonus
+    prefix, token = key
+    state, difference = bias.step(prefix.state, token)
+    return state, prefix.bonus + difference
 
 
 def _log_add(a: float, b: float) -> float:

@@ -23,20 +23,26 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from conversion import CONFS, RECIPE, SEEDS, Utterances, decoded, decoded_by_ctc, test_sets, trained
+import soundfile
+import yaml
+from conversion import CONFS, RECIPE, SEEDS, Utterances, decoded, decoded_by_ctc, test_sets, trained, tune
 
 from espnet_mla.common.files import write_text
 from espnet_mla.common.log import log
+from espnet_mla.common.tables import read_table
 from espnet_mla.convert import distill_command
 from espnet_mla.convert.command import main as convert
+from espnet_mla.convert.experiment import finetuning
 from espnet_mla.measure.bootstrap import interval, replicates
+from espnet_mla.trained.tasks import ASR
 
 SCORES = Path("results/mini/distillation.json")
-EXP, SPEECH = Path("mini/exp"), "mini/data/train_clean_100/wav.scp"
-ORIGINAL = "original"
+EXP, DATA = Path("mini/exp"), Path("mini/data/train_clean_100")
+ORIGINAL, ORIGINAL_TUNED = "original", "original, trained on with labels, 6 epochs"
 WHOLE = ("--modules", "encoder,decoder_self,decoder_src")
 CONVERSIONS = {  # name -> options of espnet-mla convert
     "mla 12.5 %": ("--kv_lora_rank", "24"),
@@ -46,37 +52,59 @@ CONVERSIONS = {  # name -> options of espnet-mla convert
     "gqa, one head, 25 %": ("--attention", "gqa", "--num_kv_heads", "1"),
     "linear": ("--attention", "linear"),
 }
+METHODS = ("split", "joint", "covariance")  # and attention, which is the default
 EPOCHS = {"mla 6.25 %": (2, 3, 6)}
+MINUTES = {5: 80, 20: 20, 60: 7}  # of speech -> epochs, as many steps as two over all 199 minutes
+LABELS = ("--text", str(DATA / "text"), "--labels", "1")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Args:
+        name: of it.
+        conversion: options of espnet-mla convert.
+        epochs: of distillation; 0 for none.
+        minutes: of speech to distil on; None for all.
+        options: of the distillation, beside these.
+    """
+
+    name: str
+    conversion: tuple[str, ...] = ()
+    epochs: int = 0
+    minutes: int | None = None
+    options: tuple[str, ...] = ()
+
+
+def rows() -> Iterator[Row]:
+    """Those of the table, but for the originals."""
+    for name, options in CONVERSIONS.items():
+        yield Row(name, options)
+        if name == "mla 6.25 %":
+            yield from (Row(f"{name}, by {method}", (*options, "--method", method)) for method in METHODS)
+        for epochs in EPOCHS.get(name, (6,)):
+            yield Row(f"{name}, distilled, {epochs} epochs", options, epochs)
+        if name == "mla 6.25 %":
+            for minutes, epochs in MINUTES.items():
+                yield Row(f"{name}, distilled on {minutes} minutes", options, epochs, minutes)
+            yield Row(f"{name}, distilled with labels, 6 epochs", options, 6, options=LABELS)
+
 
 Scores = dict[str, dict]  # model, seed and row, or "words" -> way of decoding -> set -> errors of each utterance
-
-
-def rows() -> Iterator[tuple[str, str, int]]:
-    """Name of the row, of its conversion, and epochs of distillation."""
-    for name in CONVERSIONS:
-        yield name, name, 0
-        for epochs in EPOCHS.get(name, (6,)):
-            yield f"{name}, distilled, {epochs} epochs", name, epochs
 
 
 def measure(conf: str, seed: int, only: str, ways: dict[str, Callable[[Path, dict[str, Utterances]], dict]]) -> None:
     """What is missing of one model."""
     source, data = trained(RECIPE, conf, seed), None
     folder = EXP / "distillation" / f"{conf}_{seed}"
-    for row, name, epochs in [(ORIGINAL, "", 0), *rows()]:
-        key = f"{conf} seed {seed} {row}"
+    for row in (Row(ORIGINAL), *rows(), Row(ORIGINAL_TUNED)):
+        key = f"{conf} seed {seed} {row.name}"
         todo = [way for way in ways if way not in read().get(key, {})]
-        if not todo or not (row == ORIGINAL or fnmatch.fnmatch(row, only)):
+        if not todo or not (row.name == ORIGINAL or fnmatch.fnmatch(row.name, only)):
             continue
-        data, began, model = data or test_sets(RECIPE), time.monotonic(), source
-        if row != ORIGINAL:
-            model = folder / row.replace(" ", "_")
-            perform(convert, "--asr_model_file", str(source / "valid.acc.ave.pth"), "--calibration", SPEECH,
-                    *CONVERSIONS[name], "--output_dir", str(model), "--overwrite")  # fmt: skip
-        if epochs:
-            began = time.monotonic()
-            perform(distill_command.main, str(model), "--speech", SPEECH, "--epochs", str(epochs))
-        seconds = time.monotonic() - began
+        data, model = data or test_sets(RECIPE), folder / row.name.replace(" ", "_")
+        model, seconds = (source, 0.0) if row.name == ORIGINAL else made(row, source, model)
         found = {way: ways[way](model, data) for way in todo}
         keep(
             key,
@@ -84,8 +112,35 @@ def measure(conf: str, seed: int, only: str, ways: dict[str, Callable[[Path, dic
             {name: [len(words) for _, words in of] for name, of in data.items()},
         )
         log(f"{key}: " + ", ".join(f"{way} {sum(map(sum, one.values()))}" for way, one in found.items()))
-        if row != ORIGINAL:
+        if row.name != ORIGINAL:
             shutil.rmtree(model)
+
+
+def made(row: Row, source: Path, model: Path) -> tuple[Path, float]:
+    """A row's model, in a folder, and the seconds that its training took."""
+    if row.name == ORIGINAL_TUNED:
+        config = finetuning(yaml.safe_load((source / "config.yaml").read_text()), ASR) | {"max_epoch": 6}
+        write_text(model.with_suffix(".yaml"), yaml.safe_dump(config))
+        began = time.monotonic()
+        tune(RECIPE, RECIPE / model.with_suffix(".yaml"), source / "valid.acc.ave.pth", RECIPE / model)
+        return model, time.monotonic() - began
+    began = time.monotonic()
+    perform(convert, "--asr_model_file", str(source / "valid.acc.ave.pth"), "--calibration", str(DATA / "wav.scp"),
+            *row.conversion, "--output_dir", str(model), "--overwrite")  # fmt: skip
+    if row.epochs:
+        speech = DATA / "wav.scp" if row.minutes is None else part(row.minutes, model.with_suffix(".scp"))
+        began = time.monotonic()
+        perform(distill_command.main, str(model), "--speech", str(speech), "--epochs", str(row.epochs), *row.options)
+    return model, time.monotonic() - began
+
+
+def part(minutes: int, path: Path) -> Path:
+    """A wav.scp of so many minutes of the training set, from all of it."""
+    entries = list(read_table(DATA / "wav.scp").items())
+    whole = sum(soundfile.info(file).duration for _, file in entries)
+    chosen = entries[:: round(whole / 60 / minutes)]
+    write_text(path, "".join(f"{key} {file}\n" for key, file in chosen))
+    return path
 
 
 def perform(command: Callable[[list[str]], int], *arguments: str) -> None:
@@ -119,13 +174,13 @@ def print_table(conf: str) -> None:
     words = np.concatenate([scores["words"][name] for name in sorted(scores["words"])])
     head = " | ".join(f"{way}, seeds | {way}, WER | against the original" for way in WAYS)
     print(f"\n{conf}\n\n| | {head} | seconds |\n| --- |{' --- |' * (3 * len(WAYS) + 1)}")
-    for row in (ORIGINAL, *(name for name, *_ in rows())):
+    for row in (ORIGINAL, ORIGINAL_TUNED, *(row.name for row in rows())):
         seeds = [seed for seed in SEEDS if f"{conf} seed {seed} {row}" in scores]
         if not seeds:
             continue
         seconds = np.mean([scores[f"{conf} seed {seed} {row}"]["seconds"] for seed in seeds])
         cells = [cell for way in WAYS for cell in compared(scores, words, conf, row, way)]
-        print(f"| {row} | {' | '.join(cells)} | {'' if row == ORIGINAL else f'{seconds:.0f}'} |")
+        print(f"| {row} | {' | '.join(cells)} | {f'{seconds:.0f}' if seconds else ''} |")
 
 
 def compared(scores: Scores, words: np.ndarray, conf: str, row: str, way: str) -> tuple[str, str, str]:

@@ -240,12 +240,19 @@ def test_steps_in_half_precision_with_dropout_stay_finite_and_learn(device, name
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize(("name", "kind", "position"), [case for case in ENCODER if case[2] in ("rel_pos", "rope")])
+@pytest.mark.parametrize(
+    ("name", "kind", "position"),
+    [case for case in ENCODER if ENCODERS[case[0]].can_stream and case[2] in ("rel_pos", "rope")],
+)
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_a_streamed_encoder_gives_the_cpus_frames(device, log, name, kind, position, dtype):
+@pytest.mark.parametrize("ahead", [0, 6])
+def test_a_streamed_encoder_gives_the_cpus_frames(device, log, name, kind, position, dtype, ahead):
+    if ahead and kind not in ("mha", "gqa", "mla"):
+        pytest.skip("it can't look ahead")
     torch.manual_seed(0)
     left = -1 if kind == "linear" else 2
-    module = encoder(name, kind, position, streaming={"chunk_size": 10, "left_chunks": left}).eval()
+    streaming = {"chunk_size": 10, "left_chunks": left, "look_ahead": ahead}
+    module = encoder(name, kind, position, streaming=streaming).eval()
     features = torch.randn(2, 330, 80)
 
     def run(module, features):
@@ -265,6 +272,26 @@ def test_a_streamed_encoder_gives_the_cpus_frames(device, log, name, kind, posit
     if log is not None:
         assert not [given for given in log.waits if given[1] != "a test"]  # Python knows all lengths
     assert error(found, expected) < 3 * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("name", ["conformer", "branchformer"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_chunks_with_look_ahead_and_their_gradients_are_the_cpus(device, name, dtype):
+    torch.manual_seed(0)
+    module = encoder(name, "mla", "rel_pos", streaming={"chunk_size": 5, "left_chunks": 2, "look_ahead": 3})
+    features, lengths = torch.randn(2, 150, 80), torch.tensor([150, 90])
+
+    def run(module, features):
+        out, lengths_, _ = module(features, lengths)
+        mask = torch.arange(out.shape[1], device=out.device) < lengths_[:, None]
+        (out * mask[..., None]).float().square().mean().backward()
+        return out[mask], torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+
+    expected, slope = run(copy.deepcopy(module).double(), features.double())
+    with autocast(device, dtype):
+        found, gradient = run(module.to(device), features.to(device))
+    assert error(found, expected) < 3 * TOLERANCE[dtype]
+    assert error(gradient, slope) < 10 * TOLERANCE[dtype]
 
 
 def search(kind, device):

@@ -207,6 +207,14 @@ def test_an_attention_that_cannot_look_ahead_says_which_can(kind):
         build(kind=kind, position="rope", streaming=conf)
 
 
+@pytest.mark.parametrize("position", ["rel_pos", "rope"])
+def test_a_replica_of_data_parallel_training_which_has_no_parameters_looks_ahead(position, monkeypatch):
+    encoder, features = ahead(position=position), torch.randn(1, 60, FEATURES)
+    expected = at_once(encoder, features, [60])
+    monkeypatch.setattr(encoder, "parameters", lambda *_: iter(()))
+    assert_same(at_once(encoder, features, [60]), expected)
+
+
 def test_a_compiled_encoder_sees_the_same():
     encoder, features = ahead(), torch.randn(2, 100, FEATURES)
     expected = at_once(encoder, features, [100, 61])

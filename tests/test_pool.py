@@ -16,6 +16,7 @@ from experiment import add_model, add_variant, samples
 import espnet_mla
 from espnet_mla import StreamingSpeech2Text, StreamPool
 from espnet_mla.common.errors import UsageError
+from espnet_mla.measure import streaming
 from espnet_mla.streaming.search import PrefixBeam
 
 CHUNK = 4
@@ -350,6 +351,19 @@ def test_look_ahead_waits_for_the_frames_after_a_chunk_and_is_what_one_pass_give
     beam.extend(log_probs.detach())
     assert found.tokens == model.tokens(beam.hypothesis(beam.best[0][0]).tokens)
     assert found.score == pytest.approx(beam.best[0][1], rel=1e-4)
+
+
+def test_a_stream_is_measured_with_full_caches_however_far_it_looks_ahead(speech2text, speech, monkeypatch):
+    monkeypatch.setattr(streaming.speed, "measure_time", lambda *_: {})
+    found = []
+    try:
+        for ahead in (0, 1, 5 * CHUNK):
+            speech2text.asr_model.encoder.set_chunks(look_ahead=ahead)
+            found.append(streaming.figures(speech2text, [torch.from_numpy(speech)], "cpu"))
+    finally:
+        speech2text.asr_model.encoder.set_chunks()
+    assert len({figures["attention_bytes"] for figures in found}) == 1 and found[0]["attention_bytes"] > 0
+    assert [figures["look_ahead"] for figures in found] == [0, 1, 5 * CHUNK]
 
 
 def test_chunks_can_differ_from_the_configurations(speech2text, speech):

@@ -28,7 +28,7 @@ class Chunks:
 
     @property
     def encoded(self) -> int:
-        """Frames that are encoded at once: those of a chunk and of its look-ahead."""
+        """Frames that are encoded at once, those of a chunk and of its look-ahead; `ALL` where that is its size."""
         return self.size + self.look_ahead
 
     @property
@@ -37,7 +37,7 @@ class Chunks:
         return None if ALL in (self.size, self.left) else self.left * self.size
 
     def mask(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The attention mask of the frames x (b, t, d). Not for a size of `ALL`, and without look-ahead.
+        """The attention mask of the frames x (b, t, d), of a bounded size and no look-ahead.
 
         A frame that is padding attends to itself too, so that no row is fully masked: a NaN there, which some kernels
         make of it, would reach real frames as 0 x NaN.

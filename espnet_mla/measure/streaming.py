@@ -1,5 +1,6 @@
 """The cost of a stream: latency, time of a chunk, and bytes of the stream state."""
 
+import math
 from collections.abc import Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING
@@ -49,7 +50,7 @@ def figures(
         recogniser.accept(next(audio))
 
     window = WARM_UP_SECONDS if chunks.window is None else chunks.window * model.frame_seconds
-    for _ in range(round(window / seconds) + 2):
+    for _ in range(math.ceil(window / seconds + algorithmic.milliseconds / 1000 / seconds) + 1):
         recognise_chunk()
     state = recogniser.stream.state
     state_bytes = {

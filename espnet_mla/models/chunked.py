@@ -3,7 +3,7 @@
 Those modules are an encoder's attentions and its convolutions along time. Everything else works frame by frame.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,20 +40,23 @@ class LookAheadChunks:
     the copies are not what those frames are in their own chunk (Emformer, 2010.10759, section 2.1).
 
     Args:
-        chunks: with look-ahead.
-        position: of queries and keys of one chunk, as `Attention.attend` takes it.
+        chunks: with look-ahead, and so with a bounded window.
+        position_of: makes of frames the position of the queries and keys of one chunk, as `Attention.attend` takes it.
     """
 
-    def __init__(self, chunks: Chunks, position: Tensor | None):
-        self.chunks, self.position = chunks, position
-        self.time: int | None = None  # until the frames are laid out
+    def __init__(self, chunks: Chunks, position_of: Callable[[Tensor], Tensor | None]):
+        assert chunks.window is not None
+        self.chunks, self.window, self._position_of = chunks, chunks.window, position_of
+        # Until the frames are laid out nothing is known of these:
+        self.time: int | None = None
         self.lengths: Tensor | None = None  # real frames of each utterance, (b,)
+        self.position: Tensor | None = None
         self.mask: Tensor | None = None
 
     def laid_out(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Frames (b, t, d) and their mask (b, 1, t), each chunk with its copies: (b, chunks encoded, d) and mask."""
-        size, window = self.chunks.size, self.chunks.size * self.chunks.left
-        self.time, self.lengths = x.shape[1], mask.squeeze(1).sum(1)
+        size, window = self.chunks.size, self.window
+        self.time, self.lengths, self.position = x.shape[1], mask.squeeze(1).sum(1), self._position_of(x)
         more = -self.time % size + self.chunks.look_ahead
         real = nn.functional.pad(mask.squeeze(1).bool(), (window, more)).unfold(-1, window + self.chunks.encoded, size)
         x = nn.functional.pad(x, (0, 0, 0, more)).unfold(1, self.chunks.encoded, size).transpose(-1, -2)
@@ -71,16 +74,15 @@ class LookAheadChunks:
 
     def with_past(self, x: Tensor, batch: int) -> Tensor:
         """What each chunk attends to: (b chunks, ..., encoded, d) -> (b chunks, ..., left frames and encoded, d)."""
-        return torch.cat((self._past(x, batch, self.chunks.size * self.chunks.left), x), dim=-2)
+        return torch.cat((self._past(x, batch, self.window), x), dim=-2)
 
     def _past(self, x: Tensor, batch: int, frames: int) -> Tensor:
         """So many frames before each chunk, zeros before the first: -> (b chunks, ..., frames, d)."""
-        own = x[..., : self.chunks.size, :].unflatten(0, (batch, -1)).movedim(1, -3)  # (b, ..., chunks, size, d)
-        chunks = own.shape[-3]
         if not frames:
             return x[..., :0, :]
+        own = x[..., : self.chunks.size, :].unflatten(0, (batch, -1)).movedim(1, -3)  # (b, ..., chunks, size, d)
         past = nn.functional.pad(own.flatten(-3, -2), (0, 0, frames, 0)).unfold(-2, frames, self.chunks.size)
-        return past[..., :chunks, :, :].transpose(-1, -2).movedim(-3, 1).flatten(0, 1)
+        return past[..., : own.shape[-3], :, :].transpose(-1, -2).movedim(-3, 1).flatten(0, 1)
 
     def attend(self, attention: Attention, x: Tensor, position: Tensor | None, mask: Tensor | None) -> Tensor:
         """As `AttentionContext.attend`; position and mask, which the encoder made, are not needed."""
@@ -93,7 +95,7 @@ class LookAheadChunks:
     def each(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Of each chunk of one utterance x (1, chunks encoded, d) the queries, the keys, and the position of both.
 
-        That of the whole is for no fewer keys than one chunk has, and is cut where an utterance begins or ends.
+        A frame is among the keys of every chunk that sees it. Where the utterance begins or ends a chunk has fewer.
         """
         assert self.mask is not None
         rows = self.rows(x)
@@ -116,7 +118,7 @@ class LookAheadChunks:
 
 
 def lay_out(_layer: nn.Module, inputs: tuple) -> tuple | None:
-    """Before an encoder's first layer, put chunks with look-ahead as `LookAheadChunks` needs them.
+    """Before the first of an encoder's layers that runs, put chunks with look-ahead as `LookAheadChunks` needs them.
 
     Args:
         inputs: the frames, or a pair of them and positions; and the mask.
@@ -290,12 +292,13 @@ class ChunkStep:
         position: CachedPosition | None,
         device: torch.device,
     ):
-        self.position, self.window, self.size = position, stream.chunks.window, stream.chunks.size
+        self.position, self.window = position, stream.chunks.window
         self._start = torch.tensor(stream.frames, device=device)
         self._before, self._names = stream, names
         self.attention: dict[str, Cache] = {}
         self.convolution: dict[str, FrameCache] = {}
         past, time = stream.past, max(lengths)
+        self._ahead = 0 if stream.chunks.size == ALL else max(0, time - stream.chunks.size)  # frames not to be kept
         visible = [min(frames, past) for frames in stream.frames]
         new = torch.arange(time, device=device) < torch.tensor(lengths, device=device).unsqueeze(-1)
         old = torch.arange(past, device=device) >= past - torch.tensor(visible, device=device).unsqueeze(-1)
@@ -306,23 +309,18 @@ class ChunkStep:
     def attend(self, attention: Attention, x: Tensor, position: Tensor | None, mask: Tensor | None) -> Tensor:
         """As `AttentionContext.attend`; position and mask, which the encoder made for x alone, are not needed."""
         name = self._names[attention]
-        own, ahead = self._cut(x, dim=1)
-        kv = self._before.attention[name].append(attention.project_kv(own, self._new, self._start))
-        self.attention[name] = kv if self.window is None else kv.keep_last(self.window)
-        if ahead is not None:  # the attention is one that needs neither mask nor start
-            kv = kv.append(attention.project_kv(ahead))
+        kv = self._before.attention[name].append(attention.project_kv(x, self._new, self._start))
+        kept = kv
+        if self._ahead:
+            assert isinstance(kv, FrameCache)  # as of all that can look ahead
+            kept = kv.first(len(kv) - self._ahead)
+        self.attention[name] = kept if self.window is None else kept.keep_last(self.window)
         return attention.attend(x, kv, self.position, self._mask)
-
-    def _cut(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor | None]:
-        """The frames of the chunk, and those ahead of it, if there are any."""
-        if self.size == ALL or x.shape[dim] <= self.size:
-            return x, None
-        return x.narrow(dim, 0, self.size), x.narrow(dim, self.size, x.shape[dim] - self.size)
 
     def convolve(self, conv: ChunkConv1d, x: Tensor) -> Tensor:
         """The chunk and its look-ahead with the cached frames before them, and with zeros after them."""
         name = self._names[conv]
-        own, _ = self._cut(x, dim=2)
+        own = x[..., : x.shape[-1] - self._ahead]
         before, new = self._before.convolution[name], own[..., -conv.reach :].transpose(1, 2)
         self.convolution[name] = before.append(FrameCache((new,))).keep_last(conv.reach)
         x = torch.cat((before.values()[0].transpose(1, 2), x), dim=-1)

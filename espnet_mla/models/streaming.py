@@ -90,8 +90,9 @@ def read(conf: object) -> Streaming:
             raise ValueError(f"streaming: {key} is missing; {known}")
     ahead = look_ahead(conf.get("look_ahead", 0))
     chunks = Chunks(chunk_size(conf["chunk_size"]), left_chunks(conf["left_chunks"]), ahead)
-    drawn = conf.get("dynamic_look_ahead", ())
-    if not isinstance(drawn, list | tuple) or ("dynamic_look_ahead" in conf and not drawn):
+    given = conf.get("dynamic_look_ahead")
+    drawn = () if given is None else given
+    if not isinstance(drawn, list | tuple) or (given is not None and not drawn):
         raise ValueError(f"streaming: dynamic_look_ahead: {drawn!r} must be a list of numbers of frames")
     streaming = Streaming(chunks, ahead=[look_ahead(frames, "streaming: dynamic_look_ahead") for frames in drawn])
     dynamic = conf.get("dynamic_chunk_sizes")
@@ -232,7 +233,7 @@ class StreamingEncoder(AbsEncoder):
             if attention.name not in _AHEAD:
                 raise ValueError(f"{key}: {ahead}: {attention.name} can't look ahead; {', '.join(_AHEAD)} can")
         if left == ALL:
-            raise ValueError(f"{key}: {ahead} needs a number of left_chunks, not -1 for all")
+            raise ValueError(f"{key}: {ahead} needs a number of left_chunks, not -1 for all; look_ahead: 0 does not")
 
     @property
     def subsampling(self) -> tuple[int, int]:
@@ -255,11 +256,14 @@ class StreamingEncoder(AbsEncoder):
             return super().forward(*args, **kwargs)
 
     def _forward_with_look_ahead(self, chunks: Chunks, *args: Any, **kwargs: Any) -> tuple:
-        assert chunks.window is not None
-        embedding, position = self._position_embedding(), None
-        if embedding is not None:
-            position = embedding.dropout(self._sinusoids(embedding, chunks.window, chunks.encoded))
-        context = LookAheadChunks(chunks, position)
+        embedding = self._position_embedding()
+
+        def position_of(x: Tensor) -> Tensor | None:
+            if embedding is None or chunks.window is None:
+                return None
+            return embedding.dropout(_sinusoids(embedding, chunks.window, chunks.encoded, x))
+
+        context = LookAheadChunks(chunks, position_of)
         with using_context(context):
             out, lengths, *rest = super().forward(*args, **kwargs)
         if context.time is None:  # every layer was dropped
@@ -332,7 +336,7 @@ class StreamingEncoder(AbsEncoder):
 
         Returns:
             The new frames (rows, time, d_model), and how many each row has, (rows,). A chunk is encoded as soon as the
-            features have arrived that its last frame sees.
+            features have arrived that its last frame sees, or the last one that is looked ahead.
 
         Raises:
             ValueError: a row has ended before, the sizes don't fit the state, or the encoder is in training mode.
@@ -449,7 +453,7 @@ class StreamingEncoder(AbsEncoder):
         key = past, time, like.device, like.dtype
         if steady and key in self._positions:
             return self._positions[key]
-        position = CachedPosition(self._sinusoids(embedding, past, time))
+        position = CachedPosition(_sinusoids(embedding, past, time, like))
         if steady:
             self._positions[key] = position
         return position
@@ -457,12 +461,6 @@ class StreamingEncoder(AbsEncoder):
     def _position_embedding(self) -> Any:
         """ESPnet's module with sinusoids of relative positions; None with rope."""
         return next((module for module in self.embed.modules() if hasattr(module, "extend_pe")), None)
-
-    def _sinusoids(self, embedding: Any, past: int, time: int) -> Tensor:
-        """Of the distances between the last `time` frames of a window and all, (1, distances, d)."""
-        embedding.extend_pe(next(self.parameters()).new_zeros(1, past + time))
-        here = embedding.pe.shape[1] // 2  # distance 0
-        return embedding.pe[:, here - (past + time - 1) : here + time]
 
     def _attentions(self) -> list[Attention]:
         return [module for module in self.encoders.modules() if isinstance(module, Attention)]
@@ -474,3 +472,16 @@ class StreamingEncoder(AbsEncoder):
             for name, module in self.encoders.named_modules()
             if isinstance(module, Attention | ChunkConv1d)
         }
+
+
+def _sinusoids(embedding: Any, past: int, time: int, like: Tensor) -> Tensor:
+    """Of the distances between the last `time` frames of a window and all, (1, distances, d).
+
+    Args:
+        embedding: ESPnet's, of relative positions.
+        past: frames of the window before those.
+        like: has the type and device that are wanted.
+    """
+    embedding.extend_pe(like.new_zeros(1, past + time))
+    here = embedding.pe.shape[1] // 2  # distance 0
+    return embedding.pe[:, here - (past + time - 1) : here + time]

@@ -6,7 +6,8 @@
 `wer`: test_long, in which silences of 0.4 to 1.5 s stand between sentences, their true times in data/test_long/ctm. A
 silence of 0.8 s or more is "found" where a sentence ends at most 0.3 s before or after the rule's silence has been
 reached; a sentence is "cut" where one ends at no silence of 0.3 s. The text of all sentences together is compared with
-that of a stream without endpointing, and with `reset`, where the encoder forgets the sentences before.
+that of a stream without endpointing, with `reset`, where the encoder forgets the sentences before, and offline, where
+it hears the whole recording before it is cut into sentences.
 
 `hour`: the bytes of a stream with endpointing in its second and in its last minute; and the time of a chunk with
 endpointing, final searches and fifty phrases that are favoured, by turns, over that without: those in which no sentence
@@ -30,6 +31,7 @@ from streaming import SECONDS, loaded, noise
 from words import spoken
 
 import espnet_mla
+from espnet_mla.attention import ALL
 from espnet_mla.common.tables import read_table
 from espnet_mla.streaming.bias import DEFAULT_WEIGHT, Bias
 from espnet_mla.trained.audio import read
@@ -75,11 +77,12 @@ def wer(recipe: Path, experiments: Sequence[str], rules: Sequence[float]) -> Non
     for name in experiments:
         with contextlib.chdir(recipe / "mini"):
             model = espnet_mla.from_pretrained(f"exp/asr_{name}", device="cpu", **DECODING)
-        kinds = [("none", None, False)]
-        kinds += [(f"{rule} s{', reset' * reset}", rule, reset) for rule in rules for reset in (False, True)]
-        for label, rule, reset in kinds:
+        kinds = [("none", None, False, None)]
+        kinds += [(f"{rule} s{', reset' * reset}", rule, reset, None) for rule in rules for reset in (False, True)]
+        kinds += [(f"{rule} s, offline", rule, False, ALL) for rule in rules]
+        for label, rule, reset, size in kinds:
             endpointing = None if rule is None else {"trailing_silence": rule}
-            recogniser = espnet_mla.StreamingSpeech2Text(model, endpointing=endpointing, reset=reset)
+            recogniser = espnet_mla.StreamingSpeech2Text(model, endpointing=endpointing, reset=reset, chunk_size=size)
             counts, wrong, words, sentences = np.zeros(3, int), 0, 0, 0
             for utterance, wav in wavs.items():
                 text, ends = heard(recogniser, read(recipe / "mini" / wav, RATE))

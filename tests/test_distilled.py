@@ -1,6 +1,7 @@
 """espnet_mla.models.distilled: the losses by their definitions, and what is and is not part of the model."""
 
 import contextlib
+import itertools
 
 import pytest
 import torch
@@ -53,11 +54,35 @@ def test_a_model_like_its_teacher_has_no_loss_and_another_one_has(models, text):
     _, student = models
     loss, stats, weight = student(**batch(text))
     assert loss.item() < 1e-6 and weight == 2
-    assert ("kl_decoder" in stats) == text and {"loss", "blocks", "output", "kl_ctc"} <= stats.keys()
+    assert {"loss", "blocks", "output", "kl_ctc", "decoder_blocks", "kl_decoder"} <= stats.keys()
     with torch.no_grad():
         student.encoder.encoders[0].attn.linear_out.weight.mul_(1.5)
     loss, stats, _ = student(**batch(text))
     assert loss.item() > 1e-4 and all(stats[name] > 0 for name in ("blocks", "output", "kl_ctc"))
+
+
+@given(st.integers(1, 3), st.integers(1, 12), st.integers(0, 100))
+def test_without_a_text_it_is_the_most_probable_labels_of_ctc(batch, time, seed):
+    generator = torch.Generator().manual_seed(seed)
+    posteriors = torch.randn(batch, time, 4, generator=generator)
+    lengths = torch.randint(1, time + 1, (batch,), generator=generator)
+    expected = [
+        [token for token, _ in itertools.groupby(row[:length].argmax(-1).tolist()) if token]
+        for row, length in zip(posteriors, lengths, strict=True)
+    ]
+    text, sizes = distilled.recognised(posteriors, lengths, blank=0)
+    assert [row[:size].tolist() for row, size in zip(text, sizes, strict=True)] == expected
+    assert all((row[size:] == -1).all() for row, size in zip(text, sizes, strict=True))
+
+
+def test_the_student_is_compared_over_what_its_teacher_recognises(models):
+    teacher, student = models
+    with torch.no_grad():
+        student.ctc.ctc_lo.bias[0] += 100  # it would recognise nothing
+        given = batch(text=False)
+        wanted = distilled.heard(teacher, given["speech"], given["speech_lengths"], None, None)
+        got = distilled.heard(student, given["speech"], given["speech_lengths"], None, None, teachers=wanted)
+    assert wanted.text[0].numel() and got.text is wanted.text and got.decoder.shape == wanted.decoder.shape
 
 
 def test_padding_changes_nothing(models):

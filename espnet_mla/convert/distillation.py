@@ -39,7 +39,7 @@ from espnet_mla.trained.locate import with_files
 from espnet_mla.trained.model import Source, find
 from espnet_mla.trained.names import CONVERSION_FILE
 from espnet_mla.trained.speech import Speech, choose
-from espnet_mla.trained.tasks import S2T, S2T_CTC, ST, TASKS, Task
+from espnet_mla.trained.tasks import ASR, S2T, S2T_CTC, SLU, ST, TASKS, Task
 
 WORK = "distill"
 """The folder of the training, below that of the model."""
@@ -62,7 +62,7 @@ class DistillationSpec:
 
     Args:
         speech: a wav.scp.
-        text: a table of transcripts; None where the decoder stays as it is, or learns from what the teacher recognises.
+        text: a table of transcripts; None for what the teacher recognises.
         epochs: over the speech.
         lr: the highest learning rate; it rises over a twentieth of the steps, and falls along a cosine.
         batch_bins: samples of a batch.
@@ -156,7 +156,8 @@ def _distill(folder: Path, work: Path, spec: DistillationSpec) -> None:
     speech = choose(spec.speech, len(read_table(spec.speech)), student.fs)
     seconds = _prepare(work / "data", speech, student, spec)
     table = TEXT if spec.text else None
-    if not table and any(layer["part"].startswith("decoder") for layer in record["layers"]):
+    decoder_too = any(layer["part"].startswith("decoder") for layer in record["layers"])
+    if not table and decoder_too and not _has_ctc_of_its_text(student):
         told = [symbol.strip("<>") for symbol in vars(spec.prompt).values()] if student.task is S2T else []
         table = ".".join([HYPOTHESES, *told])  # of each prompt
         _recognise(work / "data", table, teacher, spec.prompt)
@@ -188,6 +189,16 @@ def _distill(folder: Path, work: Path, spec: DistillationSpec) -> None:
             f"distillation gained nothing, and {folder / MODEL} is what it was: more speech, another --lr "
             f"({spec.lr:g}) or more --epochs ({spec.epochs}) may help; log: {work / LOG}"
         )
+
+
+def _has_ctc_of_its_text(model: Source) -> bool:
+    """Whether CTC says what the decoder may learn over, see `Distilled`."""
+    return model.task in (ASR, SLU) and _ctc_weight(model) != 0
+
+
+def _ctc_weight(model: Source) -> float | None:
+    """That it was trained with; None for ESPnet's default."""
+    return (model.config.get("model_conf") or {}).get("ctc_weight")
 
 
 def _prepare(data: Path, speech: Speech, student: Source, spec: DistillationSpec) -> float:
@@ -229,7 +240,8 @@ def _recognise(data: Path, name: str, teacher: Source, prompt: Prompt) -> None:
     """
     rate = teacher.fs
     told = {"lang_sym": prompt.lang_sym, "task_sym": prompt.task_sym} if teacher.task is S2T else {}
-    recogniser = teacher.speech2text(beam_size=BEAM_SIZE, **told)
+    without = {} if _ctc_weight(teacher) != 0 else {"ctc_weight": 0.0}
+    recogniser = teacher.speech2text(beam_size=BEAM_SIZE, **told, **without)
     for part in ("train", "valid"):
         speech, path = (
             Speech(data / part / "wav.scp", read_table(data / part / "wav.scp"), rate),

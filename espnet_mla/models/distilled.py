@@ -47,9 +47,10 @@ class Heard(NamedTuple):
         blocks: of each block of the first encoder its output, (batch, time, d).
         ctc: log posteriors of each CTC, (batch, time, vocabulary), and frames of each utterance, (batch,).
         source: what a first decoder is given, see `espnet_mla.models.encoding.source_of`.
-        decoder_blocks: of each block of the decoder its output, (batch, tokens, d); none without text.
-        decoder: log posteriors of the tokens, (batch, tokens, vocabulary); None without text.
-        tokens: of each utterance, <sos> among them, (batch,); None without text.
+        decoder_blocks: of each block of the decoder its output, (batch, tokens, d); none without `text`.
+        decoder: log posteriors of the tokens, (batch, tokens, vocabulary); None without `text`.
+        tokens: of each utterance, <sos> among them, (batch,); None without `text`.
+        text: what the decoder was given, (batch, tokens), and lengths, (batch,); None where it was given nothing.
     """
 
     encoded: Encoded
@@ -59,6 +60,7 @@ class Heard(NamedTuple):
     decoder_blocks: list[Tensor]
     decoder: Tensor | None
     tokens: Tensor | None
+    text: tuple[Tensor, Tensor] | None
 
 
 class Distilled(AbsESPnetModel):
@@ -67,11 +69,13 @@ class Distilled(AbsESPnetModel):
     The loss is the mean over the encoder's blocks of the relative squared error of their outputs, the same of the
     encoder's output, and `divergence` times the Kullback-Leibler divergence of the CTC posteriors from the teacher's
     (Hinton et al., arXiv 1503.02531, at temperature 1; the outputs' errors as in X-EcoMLA, arXiv 2503.11132).
-    Where there is text, a transcript or what the teacher has recognised (sequence-level distillation, Kim and Rush,
-    arXiv 1606.07947), the same of the decoder's blocks and of its posteriors is added, and `labels` times the loss
-    that ESPnet trains with.
+    The same of the decoder's blocks and of its posteriors is added over a text: the one that is given, a transcript or
+    what the teacher has recognised (sequence-level distillation, Kim and Rush, arXiv 1606.07947); else, of speech
+    recognition and spoken language understanding, the teacher's most probable CTC labels. With a transcript `labels`
+    times the loss that ESPnet trains with is added, too.
 
-    Both hear the same: no dropout, no SpecAugment, and normalisation by batch with the statistics that are there.
+    Both hear the same: no dropout, no SpecAugment, the chunks of inference, and normalisation by batch with the
+    statistics that are there.
 
     Args:
         teacher: its model file; read when the training begins, decoding does without it.
@@ -228,7 +232,7 @@ def heard(
 
     Args:
         told: what else ESPnet gives.
-        teachers: of the teacher, whose `source` is taken.
+        teachers: of the teacher, whose `source` is taken, and without a text its `text`.
     """
     inputs = batch_inputs_of(model, speech, speech_lengths, prompt)
     inputs |= {name: told[name] for name in inputs.keys() & told.keys()}
@@ -238,8 +242,14 @@ def heard(
     for name, of in ctc_inputs(model, encoded).items():
         ctc[name] = getattr(model, name).log_softmax(of[0]), of[1]
     decoder = getattr(model, "decoder", None)
-    if text is None or text_lengths is None or not isinstance(decoder, TransformerDecoder):
-        return Heard(encoded, blocks, ctc, None, [], None, None)
+    given = teachers.text if teachers else None
+    if text is not None and text_lengths is not None:
+        given = text, text_lengths
+    elif not teachers and ctc and isinstance(model, ESPnetASRModel):
+        given = recognised(*ctc["ctc"], model.blank_id)
+    if given is None or not isinstance(decoder, TransformerDecoder):
+        return Heard(encoded, blocks, ctc, None, [], None, None, None)
+    text, text_lengths = given
     ignored = model.tgt_ignore_id if isinstance(model, ESPnetSTModel) else model.ignore_id
     text = text[:, : text_lengths.max()]
     if language := prefix_of(model)[1:]:
@@ -248,7 +258,22 @@ def heard(
     source = teachers.source if teachers else source_of(model, encoded)
     with _outputs(decoder.decoders) as decoder_blocks:
         scores, _ = decoder(*attended(model, encoded, source), tokens, text_lengths + 1)
-    return Heard(encoded, blocks, ctc, source, decoder_blocks, scores.log_softmax(-1), text_lengths + 1)
+    return Heard(encoded, blocks, ctc, source, decoder_blocks, scores.log_softmax(-1), text_lengths + 1, given)
+
+
+def recognised(posteriors: Tensor, lengths: Tensor, blank: int) -> tuple[Tensor, Tensor]:
+    """The most probable labels of frames, as ESPnet gives a batch of texts: (batch, tokens), -1 behind, and (batch,).
+
+    Args:
+        posteriors: log posteriors of CTC, (batch, time, vocabulary).
+        lengths: frames of each utterance, (batch,).
+        blank: id of CTC's blank.
+    """
+    best = posteriors.argmax(-1)
+    new = best != nn.functional.pad(best, (1, 0), value=blank)[:, :-1]
+    kept = (best != blank) & new & _mask(lengths, best)
+    texts = [ids[keep] for ids, keep in zip(best, kept, strict=True)]
+    return nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=-1), kept.sum(-1)
 
 
 def ctc_inputs(model: AbsESPnetModel, encoded: Encoded) -> dict[str, tuple[Tensor, Tensor]]:

@@ -67,13 +67,18 @@ def conversions() -> dict[str, tuple[str, ...]]:
 TUNED = ("attention 6.25 %", "attention 3.1 %", "gqa aligned 25 %")
 
 
-def trained(recipe: Path, conf: str, seed: int) -> Path:
-    """The experiment of a model; it is trained where it is not there."""
-    folder = recipe / "mini" / "exp" / f"asr_{conf}_raw_en_bpe60_seed{seed}"
+def trained(recipe: Path, conf: str, seed: int, args: str = "") -> Path:
+    """The experiment of a model; it is trained where it is not there.
+
+    Args:
+        args: more of --asr_args.
+    """
+    tag = args.replace("--", "_").replace("=", "").replace(" ", "")
+    folder = recipe / "mini" / "exp" / f"asr_{conf}_raw_en_bpe60{tag}_seed{seed}"
     if not (folder / "valid.acc.ave.pth").exists():
         first = "11" if (recipe / "mini/exp/asr_stats_raw_en_bpe60/train/feats_stats.npz").exists() else "1"
         stages = ("--stage", first, "--stop_stage", "11")
-        run(recipe, "--asr_config", f"conf/{conf}.yaml", "--asr_args", f"--seed {seed}", *stages)
+        run(recipe, "--asr_config", f"conf/{conf}.yaml", "--asr_args", f"{args} --seed {seed}".strip(), *stages)
     return folder
 
 

@@ -4,10 +4,10 @@
     python benchmarks/distillation.py --table               # only prints what is there
     python benchmarks/distillation.py --confs conformer_mha --seeds 1 --only "*6.25 %*"
 
-Each model is trained as run.sh does it with conf/<conf>.yaml on the mini corpus, converted with 200 utterances of its
-training set, and distilled on that set without its transcripts. Six epochs are 2,550 steps; the original was trained
-for 3,000. Both are decoded as stage 12 does, and by CTC alone: the best label of each frame, to which the encoder
-matters most.
+Each model is trained as run.sh does it with conf/<conf>.yaml on the mini corpus (one of them also with rotary
+positions), converted with 200 utterances of its training set, and distilled on that set without its transcripts. Six
+epochs are 2,550 steps; the original was trained for 3,000. Both are decoded as stage 12 does, and by CTC alone: the
+best label of each frame, to which the encoder matters most.
 
 The errors are kept in egs2/librispeech_100/asr1/results/mini/distillation.json: what is in there is not measured again.
 They are added over sets and seeds; brackets hold 95 % bootstrap intervals over utterances of the difference to the
@@ -52,6 +52,10 @@ CONVERSIONS = {  # name -> options of espnet-mla convert
     "gqa, one head, 25 %": ("--attention", "gqa", "--num_kv_heads", "1"),
     "linear": ("--attention", "linear"),
 }
+ROPE = "conformer_mha, rope"
+MODELS = {conf: (conf, "") for conf in CONFS} | {ROPE: ("conformer_mha", "--encoder_conf pos_enc_layer_type=rope")}
+"""Name -> configuration, and what is changed of it."""
+OF_ROPE = {"mla 12.5 %": ("--kv_lora_rank", "16", "--qk_rope_head_dim", "8")}
 METHODS = ("split", "joint", "covariance")  # and attention, which is the default
 EPOCHS = {"mla 6.25 %": (2, 3, 6)}
 MINUTES = {5: 80, 20: 20, 60: 7}  # of speech -> epochs, as many steps as two over all 199 minutes
@@ -77,9 +81,9 @@ class Row:
     options: tuple[str, ...] = ()
 
 
-def rows() -> Iterator[Row]:
-    """Those of the table, but for the originals."""
-    for name, options in CONVERSIONS.items():
+def rows(model: str) -> Iterator[Row]:
+    """Those of its table, but for the originals."""
+    for name, options in (OF_ROPE if model == ROPE else CONVERSIONS).items():
         yield Row(name, options)
         if name == "mla 6.25 %":
             yield from (Row(f"{name}, by {method}", (*options, "--method", method)) for method in METHODS)
@@ -96,9 +100,10 @@ Scores = dict[str, dict]  # model, seed and row, or "words" -> way of decoding -
 
 def measure(conf: str, seed: int, only: str, ways: dict[str, Callable[[Path, dict[str, Utterances]], dict]]) -> None:
     """What is missing of one model."""
-    source, data = trained(RECIPE, conf, seed), None
-    folder = EXP / "distillation" / f"{conf}_{seed}"
-    for row in (Row(ORIGINAL), *rows(), Row(ORIGINAL_TUNED)):
+    name, args = MODELS[conf]
+    source, data = trained(RECIPE, name, seed, args), None
+    folder = EXP / "distillation" / f"{conf}_{seed}".replace(", ", "_")
+    for row in (Row(ORIGINAL), *rows(conf), Row(ORIGINAL_TUNED)):
         key = f"{conf} seed {seed} {row.name}"
         todo = [way for way in ways if way not in read().get(key, {})]
         if not todo or not (row.name == ORIGINAL or fnmatch.fnmatch(row.name, only)):
@@ -174,7 +179,7 @@ def print_table(conf: str) -> None:
     words = np.concatenate([scores["words"][name] for name in sorted(scores["words"])])
     head = " | ".join(f"{way}, seeds | {way}, WER | against the original" for way in WAYS)
     print(f"\n{conf}\n\n| | {head} | seconds |\n| --- |{' --- |' * (3 * len(WAYS) + 1)}")
-    for row in (ORIGINAL, ORIGINAL_TUNED, *(row.name for row in rows())):
+    for row in (ORIGINAL, ORIGINAL_TUNED, *(row.name for row in rows(conf))):
         seeds = [seed for seed in SEEDS if f"{conf} seed {seed} {row}" in scores]
         if not seeds:
             continue
@@ -207,7 +212,7 @@ def main() -> None:
     """What the module says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="only print what is there")
-    parser.add_argument("--confs", nargs="+", choices=CONFS, default=CONFS)
+    parser.add_argument("--confs", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS)
     parser.add_argument("--only", default="*", metavar="PATTERN", help="of the rows' names")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="of decoding")

@@ -12,7 +12,15 @@ from espnet_mla.attention import Chunks, attention_context
 from espnet_mla.models import chunked, distilled
 from espnet_mla.models.streaming import read
 
-AHEAD = [choice for choice in CHOICES if choice.values[1] in ("mha", "gqa", "mla")]
+OFTEN = (
+    ("conformer", "mla", "rel_pos"), ("branchformer", "mha", "rel_pos"), ("e_branchformer", "gqa", "rope"),
+    ("transformer", "mla", "rope"),
+)  # fmt: skip
+AHEAD = [
+    pytest.param(*choice.values, marks=() if choice.values in OFTEN else pytest.mark.slow)
+    for choice in CHOICES
+    if choice.values[1] in ("mha", "gqa", "mla")
+]
 LEFT = 2
 
 

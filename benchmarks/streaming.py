@@ -206,7 +206,8 @@ def speed() -> None:
             )
         held(models["mla"])
         theirs = loaded(place, "contextual_block_conformer")
-        ours = {"conformer_mha_streaming": encoding(models["mha"]), "conformer_mla_streaming": encoding(models["mla"])}
+        ours = {f"conformer_{kind}_streaming": encoding(models[kind]) for kind in ("mha", "mla")}
+        ours["conformer_mla_look_ahead"] = encoding(loaded(place, "conformer_mla_look_ahead"))
         seconds = by_turns(ours | {"contextual_block_conformer": blocks(theirs)}, 100)
         print("\n| encoder | seconds for a second of audio |\n| --- | --- |")
         for name, taken in seconds.items():

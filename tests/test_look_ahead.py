@@ -100,6 +100,18 @@ def test_the_caches_are_those_of_the_same_chunks_without_look_ahead(kind):
     assert (with_.attention_nbytes, with_.convolution_nbytes) == (without.attention_nbytes, without.convolution_nbytes)
 
 
+def test_frames_that_were_looked_ahead_are_not_subsampled_again():
+    encoder, features, given = ahead(size=4, look_ahead=6), torch.randn(1, 203, FEATURES), []
+    encoder.embed.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].shape[1]))
+    state = encoder.stream()
+    for begin in range(0, 203, 16):
+        encoder.forward_chunk(features[:, begin : begin + 16], state, last=begin + 16 >= 203)
+    rate, span = encoder.subsampling
+    first, new = 9 * rate + span, 3 * rate + span  # features of ten frames, and of four
+    # At the end are six and two frames, which have all been looked ahead, and so are made again.
+    assert given == [first, *[new] * 10, 5 * rate + span, rate + span] and state.embedded is None
+
+
 def test_streams_join_and_leave_a_batch_at_any_time():
     encoder, features = ahead(), torch.randn(3, 200, FEATURES)
     expected = at_once(encoder, features, [200, 200, 150])

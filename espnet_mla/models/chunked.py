@@ -118,13 +118,13 @@ class LookAheadChunks:
 
 
 def lay_out(_layer: nn.Module, inputs: tuple) -> tuple | None:
-    """Before the first of an encoder's layers that runs, put chunks with look-ahead as `LookAheadChunks` needs them.
+    """Before the first of an encoder's layers that runs, put chunks with look-ahead as their context needs them.
 
     Args:
         inputs: the frames, or a pair of them and positions; and the mask.
     """
     context = attention_context()
-    if not isinstance(context, LookAheadChunks) or context.time is not None:
+    if not isinstance(context, LookAheadChunks | ChunkStep) or context.time is not None:
         return None
     frames, mask, *rest = inputs
     x, *position = frames if isinstance(frames, tuple) else (frames,)
@@ -176,6 +176,8 @@ class StreamState:
         frames: for each row, how many frames have been encoded.
         ended: for each row, whether its last features have arrived.
         past: frames that the attentions' caches hold: those of the row with most; a row with fewer has them at the end.
+        embedded: what the first layer was given of the frames that were looked ahead, (rows, frames, d_model): the
+            subsampling need not be computed again. None where there are none, or not of all rows.
         cache_dtype: in what the caches are kept, see `espnet_mla.attention.CACHE_TYPES`; None for as they are computed.
     """
 
@@ -187,6 +189,7 @@ class StreamState:
     ended: list[bool]
     past: int = 0
     cache_dtype: str | None = None
+    embedded: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -204,8 +207,9 @@ class StreamState:
 
     @property
     def features_nbytes(self) -> int:
-        """Bytes of the features that wait for their chunk."""
-        return sum(features.nbytes for features in self.features)
+        """Bytes of the features that wait for their chunk, and of the frames that were looked ahead."""
+        embedded = 0 if self.embedded is None else self.embedded.nbytes
+        return sum(features.nbytes for features in self.features) + embedded
 
     @property
     def nbytes(self) -> int:
@@ -225,6 +229,7 @@ class StreamState:
             ended=[self.ended[row] for row in rows],
             past=past,
             cache_dtype=self.cache_dtype,
+            embedded=None if self.embedded is None else self.embedded.index_select(0, index),
         )
 
     @staticmethod
@@ -267,14 +272,22 @@ class StreamState:
             ended=[ended for stream in streams for ended in stream.ended],
             past=max(stream.past for stream in streams),
             cache_dtype=first.cache_dtype,
+            embedded=_joined([stream.embedded for stream in streams]),
         )
+
+
+def _joined(embedded: Sequence[Tensor | None]) -> Tensor | None:
+    known = [one for one in embedded if one is not None]
+    if len(known) < len(embedded) or len({one.shape[1] for one in known}) > 1:
+        return None
+    return torch.cat(known)
 
 
 class ChunkStep:
     """The attention context of the next chunk of each row of a stream state.
 
     Attributes:
-        attention, convolution: as in `StreamState`, after this chunk.
+        attention, convolution, embedded: as in `StreamState`, after this chunk.
 
     Args:
         stream: the state, which is not changed.
@@ -282,6 +295,7 @@ class ChunkStep:
         lengths: how many frames each row has, (rows,), its look-ahead among them.
         position: the sinusoids of the window, where positions are relative.
         device: of the frames.
+        known: how many of the frames `stream.embedded` has; the first layer is given the others.
     """
 
     def __init__(
@@ -291,7 +305,11 @@ class ChunkStep:
         lengths: Sequence[int],
         position: CachedPosition | None,
         device: torch.device,
+        known: int = 0,
     ):
+        self.time: int | None = None  # until the frames are laid out
+        self.known = known
+        self.embedded: Tensor | None = None
         self.position, self.window = position, stream.chunks.window
         self._start = torch.tensor(stream.frames, device=device)
         self._before, self._names = stream, names
@@ -305,6 +323,17 @@ class ChunkStep:
         self._new = None if min(lengths) == time else new.unsqueeze(1)  # (rows, 1, time)
         unpadded = self._new is None and min(visible) == past
         self._mask = None if unpadded else torch.cat((old, new), dim=-1).unsqueeze(1)  # (rows, 1, past + time)
+
+    def laid_out(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """All frames (rows, time, d) and their mask (rows, 1, time), of those that the encoder has subsampled now."""
+        if self.known:
+            assert self._before.embedded is not None
+            x = torch.cat((self._before.embedded[:, : self.known], x), dim=1)
+            mask = nn.functional.pad(mask, (self.known, 0), value=True)
+        self.time = x.shape[1]
+        if self._ahead:
+            self.embedded = x[:, self.time - self._ahead :].clone()
+        return x, mask
 
     def attend(self, attention: Attention, x: Tensor, position: Tensor | None, mask: Tensor | None) -> Tensor:
         """As `AttentionContext.attend`; position and mask, which the encoder made for x alone, are not needed."""

@@ -428,17 +428,20 @@ class StreamingEncoder(AbsEncoder):
         rate, span = self.subsampling
         whole = max(map(len, state.features))
         size, encoded = (whole, whole) if state.chunks.size == ALL else (state.chunks.size, state.chunks.encoded)
-        chunks = [features[: self.input_frames(encoded)] for features in state.features]
-        lengths = [(len(chunk) - span) // rate + 1 for chunk in chunks]
+        known = 0 if state.embedded is None else state.embedded.shape[1]
+        if min(map(len, state.features)) < self.input_frames(known + 1):  # a stream ends with those that are known
+            known = 0
+        chunks = [features[known * rate : self.input_frames(encoded)] for features in state.features]
+        lengths = [known + (len(chunk) - span) // rate + 1 for chunk in chunks]
         position = self._position(state, max(lengths))
-        step = ChunkStep(state, self._cached_modules(), lengths, position, chunks[0].device)
+        step = ChunkStep(state, self._cached_modules(), lengths, position, chunks[0].device, known)
         with using_context(step):
             counts = torch.tensor(list(map(len, chunks)))  # on the CPU, where ESPnet makes its mask of them
             out, *_ = super().forward(nn.utils.rnn.pad_sequence(chunks, batch_first=True), counts)
         lengths = [min(length, size) for length in lengths]  # without what was looked ahead
         past, window = state.past + max(lengths), state.chunks.window
         state.past = past if window is None else min(past, window)
-        state.attention, state.convolution = step.attention, step.convolution
+        state.attention, state.convolution, state.embedded = step.attention, step.convolution, step.embedded
         state.features = [features[size * rate :].clone() for features in state.features]
         state.frames = [had + new for had, new in zip(state.frames, lengths, strict=True)]
         out = out[0] if isinstance(out, tuple) else out  # without the outputs of intermediate layers

@@ -116,22 +116,25 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_model(here, monkeypatch):
         torch.testing.assert_close(weight, model("exp/converted")[name])
 
 
-def test_a_decoder_learns_from_what_its_original_recognises(here):
-    """By its CTC, or without one by its search."""
+@pytest.mark.slow
+def test_without_ctc_a_decoder_learns_from_what_its_originals_search_finds(here):
+    config = Path("exp/asr_mha/config.yaml")
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"model_conf": {"ctc_weight": 0.0}}))
+    (config.parent / "valid.acc.ave.pth").unlink()
+    experiment.add_model(config.parent)
+    whole = (*CONVERTED, "--modules", "encoder,decoder_self,decoder_src")
+    assert status(convert, *whole, "--output_dir", "exp/alone") == 0
+    assert status(distill, "exp/alone", "--speech", SPEECH, *WAYS) == 0
+    assert len(Path("exp/alone/distill/data/train/hypotheses").read_text().splitlines()) == 11
+    assert "kl_decoder" in Path("exp/alone/distill/train.log").read_text()
+
+
+def test_a_decoder_learns_from_what_its_originals_ctc_recognises(here):
     whole = (*CONVERTED, "--modules", "encoder,decoder_self,decoder_src")
     assert status(convert, *whole, "--output_dir", "exp/whole") == 0
     assert status(distill, "exp/whole", "--speech", SPEECH, *WAYS) == 0
     assert not Path("exp/whole/distill/data/train/hypotheses").exists()
     assert "kl_decoder" in Path("exp/whole/distill/train.log").read_text()
-
-    config = Path("exp/asr_mha/config.yaml")
-    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"model_conf": {"ctc_weight": 0.0}}))
-    (config.parent / "valid.acc.ave.pth").unlink()
-    experiment.add_model(config.parent)
-    assert status(convert, *whole, "--output_dir", "exp/alone") == 0
-    assert status(distill, "exp/alone", "--speech", SPEECH, *WAYS) == 0
-    assert len(Path("exp/alone/distill/data/train/hypotheses").read_text().splitlines()) == 11
-    assert "kl_decoder" in Path("exp/alone/distill/train.log").read_text()
 
 
 def test_an_utterance_without_words_is_learnt_from_too(here):

@@ -181,11 +181,11 @@ def test_where_a_search_fails_the_sentence_is_ctcs_and_no_frame_is_lost(speech2t
     rules, calls = {"longest": 10 * FRAME}, []
     search = espnet_mla.streaming.model.StreamingModel.search
 
-    def sometimes(self, encoder_out):
+    def sometimes(self, encoder_out, bias):
         calls.append(encoder_out)
         if len(calls) == failing:
             raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")
-        return search(self, encoder_out)
+        return search(self, encoder_out, bias)
 
     monkeypatch.setattr("espnet_mla.streaming.model.StreamingModel.search", sometimes)
     recogniser = StreamingSpeech2Text(speech2text, endpointing=rules)

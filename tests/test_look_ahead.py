@@ -235,6 +235,7 @@ def test_a_replica_of_data_parallel_training_which_has_no_parameters_looks_ahead
     assert_same(at_once(encoder, features, [60]), expected)
 
 
+@pytest.mark.slow
 def test_a_compiled_encoder_sees_the_same():
     encoder, features = ahead(), torch.randn(2, 100, FEATURES)
     expected = at_once(encoder, features, [100, 61])

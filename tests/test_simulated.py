@@ -8,7 +8,8 @@ import pytest
 
 HERE = Path(__file__).parent
 SOME = (
-    "(mla and rel_pos and (conformer or 8-18) and not branchformer and not (steps and dtype1)) "
+    "(mla and rel_pos and (conformer or 8-18) and not branchformer and not (steps and dtype1) and not 6-dtype1 "
+    "and not 6-dtype2) "
     "or search or kernel and 37 or transcribed or text"
 )
 

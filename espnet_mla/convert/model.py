@@ -18,8 +18,9 @@ from espnet_mla.convert.layers import Part, SourceAttention
 from espnet_mla.convert.spec import OPTION, ConversionSpec
 from espnet_mla.convert.statistics import CalibrationStatistics, StatisticsAccumulator
 from espnet_mla.models.caches import cache_of
-from espnet_mla.models.chunked import LookAheadChunks, MaskedChunks
+from espnet_mla.models.chunked import MaskedChunks
 from espnet_mla.models.encoding import DEFAULT_PROMPT, Prompt
+from espnet_mla.models.look_ahead import LookAheadChunks
 from espnet_mla.trained.locate import with_files
 from espnet_mla.trained.model import Source, build
 

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from espnet_mla.attention import attention_context
 from espnet_mla.common.errors import UserError
-from espnet_mla.models.chunked import LookAheadChunks
 from espnet_mla.models.decoder import TransformerDecoder
 from espnet_mla.models.encoding import (
     DEFAULT_PROMPT,
@@ -34,6 +33,7 @@ from espnet_mla.models.encoding import (
     prefix_of,
     source_of,
 )
+from espnet_mla.models.look_ahead import LookAheadChunks
 
 DIVERGENCE = 5.0
 """Weight of a divergence against a relative squared error."""

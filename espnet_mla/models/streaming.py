@@ -10,7 +10,8 @@ from espnet2.asr.encoder.abs_encoder import AbsEncoder
 from torch import Tensor, nn
 
 from espnet_mla.attention import ALL, Attention, Cache, CachedPosition, Chunks, FrameCache, using_context
-from espnet_mla.models.chunked import ChunkConv1d, ChunkStep, LookAheadChunks, MaskedChunks, StreamState, lay_out
+from espnet_mla.models.chunked import ChunkConv1d, ChunkStep, MaskedChunks, StreamState
+from espnet_mla.models.look_ahead import LookAheadChunks, lay_out
 
 _KEYS = ("chunk_size", "left_chunks", "look_ahead", "dynamic_chunk_sizes", "dynamic_look_ahead")
 _RANGE = ("min", "max", "full_context")

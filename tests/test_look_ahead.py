@@ -10,7 +10,7 @@ from test_streaming import CHOICES, ENCODERS, FEATURES, D, assert_same, at_once,
 
 from espnet_mla.attention import Chunks, attention_context
 from espnet_mla.models import chunked, distilled
-from espnet_mla.models.streaming import read
+from espnet_mla.models.streaming_conf import read
 
 OFTEN = (
     ("conformer", "mla", "rel_pos"), ("branchformer", "mha", "rel_pos"), ("e_branchformer", "gqa", "rope"),

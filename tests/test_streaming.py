@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from espnet_mla.attention import ATTENTIONS, Chunks, build_attention
 from espnet_mla.models import encoders
 from espnet_mla.models.chunked import ChunkConv1d
-from espnet_mla.models.streaming import read
+from espnet_mla.models.streaming_conf import read
 
 D = 16
 FEATURES = 20

@@ -224,12 +224,36 @@ def test_a_phrase_is_one_of_whole_words_where_there_are_spaces_between_words(spe
     assert bias.bonus(converter.tokens2ids(tokenizer.text2tokens(text))) == times * each
 
 
+def test_pieces_that_begin_a_text_of_a_script_without_spaces_are_favoured_within_it_too():
+    token_list = ["<unk>", "▁", "▁东京", "东京", "▁我们", "去", "我", "们", "。"]
+
+    class Pieces(SentencepiecesTokenizer):
+        def __init__(self):
+            pass
+
+        def text2tokens(self, text):
+            return {"东京": ["▁东京"], "我们": ["▁我们"], "去": ["▁", "去"]}[text]
+
+    converter = TokenIDConverter(token_list)
+    bias = spelled(["东京", "我们", "去"], converter, Pieces())
+    for text in (["▁东京", "。"], ["去", "东京", "去"], ["▁我们", "去", "东京"], ["东京", "我", "们"]):
+        assert bias.bonus(converter.tokens2ids(text)) == 0.5 * (len(text) - text.count("。"))
+
+
+def test_a_mark_that_belongs_to_a_letter_goes_on_with_its_word():
+    converter = TokenIDConverter(["<unk>", "<space>", "र", "ा", "म", "e", "\u0301"])
+    bias = spelled(["राम"], converter, CharTokenizer())
+    texts = ["राम", "रामा", "राम राम"]
+    assert [bias.bonus(converter.tokens2ids(CharTokenizer().text2tokens(text))) for text in texts] == [2.0, 0.0, 4.0]
+
+
 @pytest.mark.parametrize(
     ("bias", "message"),
     [
         ("CAT", r"bias: 'CAT': a list of phrases is needed, or their weights by phrase"),
         (7, r"bias: 7: a list of phrases is needed"),
         (["  "], r"bias: '  ' is no phrase"),
+        (["\u200b"], r"bias: the model's tokens can't spell '\\u200b'"),
         ([("CAT", 2.0)], r"bias: \('CAT', 2.0\) is no phrase; weights are given as a mapping, phrase: weight"),
         (["THE CAT", "cat", "THE 3"], r"can't spell 'cat' \('cat'\), 'THE 3' \('3'\); its texts may be written in "),
         ({"CAT": 0}, r"bias: 'CAT': its weight 0 must be a positive number"),

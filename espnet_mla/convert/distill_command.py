@@ -60,9 +60,7 @@ def add_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--patience", type=int, metavar="N", help="end after so many epochs without improvement (default: none)"
     )
-    group.add_argument(
-        "--text", metavar="TABLE", type=Path, help="transcripts: the decoder learns too, over these words"
-    )
+    group.add_argument("--text", metavar="TABLE", type=Path, help="transcripts, over which the decoder learns")
     group.add_argument(
         "--labels", type=float, default=0.0, metavar="WEIGHT",
         help="weight of ESPnet's own loss beside the distillation's, which needs --text (default: %(default)s)",

@@ -30,7 +30,7 @@ Phrases = Iterable[str] | Mapping[str, float]
 
 _WORD_BOUNDARY = "▁"
 """Of sentencepiece, before the first piece of a word."""
-_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "IDEOGRAPHIC")
 """How Unicode's names of the letters of scripts begin that put no spaces between words."""
 
 
@@ -198,16 +198,18 @@ def spelled(phrases: Phrases, converter: Any, tokenizer: Any) -> Bias | None:
         raise UsageError(f"bias: a model with {kind} spells no phrases; with token_type bpe, char or word it does")
     space = getattr(tokenizer, "space_symbol", None) if isinstance(tokenizer, CharTokenizer) else None
     before = converter.token2id.get(space)
-    found, unknown = {}, []
+    found: dict[tuple[int, ...], float] = {}
+    unknown = []
     for phrase, weight in weights:
         tokens = tokenizer.text2tokens(" ".join(phrase.split()))
-        if tokens[0] == _WORD_BOUNDARY and len(tokens) > 1 and _stands_alone(tokens[1]):
-            tokens = tokens[1:]
         ids = converter.tokens2ids(tokens)
-        if converter.unk_id in ids:
-            unknown.append(f"{phrase!r} ({tokens[ids.index(converter.unk_id)].removeprefix(_WORD_BOUNDARY)!r})")
-        first = () if before is None or _stands_alone(tokens[0]) else (before,)
-        found[(*first, *ids)] = float(weight)
+        if converter.unk_id in ids or not tokens:
+            wrong = tokens[ids.index(converter.unk_id)].removeprefix(_WORD_BOUNDARY) if tokens else ""
+            unknown.append(f"{phrase!r} ({wrong!r})")
+        elif _stands_alone(phrase.lstrip()):
+            found |= {tuple(converter.tokens2ids(one)): float(weight) for one in _anywhere(tokens, converter.token2id)}
+        else:
+            found[(*(() if before is None else (before,)), *ids)] = float(weight)
     if unknown:
         raise UsageError(
             f"bias: the model's tokens can't spell {', '.join(unknown[:10])}{', ...' if unknown[10:] else ''}; its "
@@ -217,9 +219,24 @@ def spelled(phrases: Phrases, converter: Any, tokenizer: Any) -> Bias | None:
     within = (
         number
         for number, token in enumerate(converter.token_list)
-        if boundary and token[:1].isalnum() and not _stands_alone(token)
+        if boundary and token and unicodedata.category(token[0])[0] in "LNM" and not _stands_alone(token)
     )
     return Bias(found, converter.token_list, within, before)
+
+
+def _anywhere(tokens: list[str], token2id: Mapping[str, int]) -> list[list[str]]:
+    """A phrase of a script without spaces, at the beginning of a text and, where it can be spelled so, within one.
+
+    Args:
+        tokens: at the beginning, where sentencepiece puts the boundary of a word before it.
+        token2id: of the model.
+    """
+    first, *rest = tokens
+    bare = first.removeprefix(_WORD_BOUNDARY)
+    if bare == first or not bare:
+        return [rest if rest and not bare else tokens]
+    begun = [bare] if bare in token2id else list(bare)
+    return [tokens, [*begun, *rest]] if all(token in token2id for token in begun) else [tokens]
 
 
 def _stands_alone(token: str) -> bool:

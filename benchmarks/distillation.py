@@ -125,15 +125,16 @@ def made(row: Row, source: Path, model: Path) -> tuple[Path, float]:
     """A row's model, in a folder, and the seconds that its training took."""
     if row.name == ORIGINAL_TUNED:
         config = finetuning(yaml.safe_load((source / "config.yaml").read_text()), ASR) | {"max_epoch": 6}
-        write_text(model.with_suffix(".yaml"), yaml.safe_dump(config))
+        conf = model.with_name(f"{model.name}.yaml")
+        write_text(conf, yaml.safe_dump(config))
         began = time.monotonic()
-        tune(RECIPE, RECIPE / model.with_suffix(".yaml"), source / "valid.acc.ave.pth", RECIPE / model)
+        tune(RECIPE, RECIPE / conf, source / "valid.acc.ave.pth", RECIPE / model)
         return model, time.monotonic() - began
     began = time.monotonic()
     perform(convert, "--asr_model_file", str(source / "valid.acc.ave.pth"), "--calibration", str(DATA / "wav.scp"),
             *row.conversion, "--output_dir", str(model), "--overwrite")  # fmt: skip
     if row.epochs:
-        speech = DATA / "wav.scp" if row.minutes is None else part(row.minutes, model.with_suffix(".scp"))
+        speech = DATA / "wav.scp" if row.minutes is None else part(row.minutes, model.with_name(f"{model.name}.scp"))
         began = time.monotonic()
         perform(distill_command.main, str(model), "--speech", str(speech), "--epochs", str(row.epochs), *row.options)
     return model, time.monotonic() - began

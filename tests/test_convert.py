@@ -368,6 +368,31 @@ def test_what_does_not_become_an_mtla_model_is_named(capsys, tmp_path, status, m
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
+def test_a_model_that_looks_ahead_looks_ahead_on_as_mla_and_becomes_nothing_that_cannot(tmp_path, capsys):
+    config = Path("exp/asr_conformer_streaming/config.yaml")
+    conf = yaml.safe_load(config.read_text())
+    conf["encoder_conf"]["streaming"]["look_ahead"] = 3
+    source, full = tmp_path / "ahead", tmp_path / "full"
+    source.mkdir()
+    (source / "config.yaml").write_text(yaml.safe_dump(conf))
+    shutil.copyfile(config.with_name("valid.acc.ave.pth"), source / "valid.acc.ave.pth")
+    assert convert(source, "--kv_lora_rank", str(D), "--calibration", SPEECH, output_dir=full) == 0
+    texts = []
+    for place in (source, full):
+        recogniser = espnet_mla.StreamingSpeech2Text(place, final_search="ctc")
+        recogniser.accept(experiment.samples(Path()))
+        assert recogniser.pool.model.chunks.look_ahead == 3
+        texts.append(recogniser.finish().tokens)
+    assert texts[0] and texts[0] == texts[1]
+    capsys.readouterr()
+    assert convert(source, "--attention", "linear", output_dir=tmp_path / "linear") == 1
+    assert "look_ahead: 3: linear can't look ahead; mha, gqa, mla can" in capsys.readouterr().err
+    assert convert(full, "--attention", "mtla", output_dir=tmp_path / "mtla", model="model.pth") == 1
+    assert "look_ahead: 3: mtla can't look ahead; mha, gqa, mla can" in capsys.readouterr().err
+    assert not (tmp_path / "linear").exists() and not (tmp_path / "mtla").exists()
+
+
 def test_a_streaming_model_that_forgets_becomes_no_linear_one(tmp_path, capsys):
     assert convert("conformer_streaming", "--attention", "linear", output_dir=tmp_path / "linear") == 1
     assert "left_chunks" in capsys.readouterr().err

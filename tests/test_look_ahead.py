@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from test_streaming import CHOICES, ENCODERS, FEATURES, D, assert_same, at_once, build, piecewise
 
 from espnet_mla.attention import Chunks, attention_context
+from espnet_mla.convert.statistics import StatisticsAccumulator
 from espnet_mla.models import chunked, distilled
 from espnet_mla.models.streaming_conf import read
 
@@ -191,6 +192,11 @@ def test_calibration_sees_the_queries_and_keys_of_each_chunk(position):
         for (query, key, place), out in zip(seen, outs, strict=True):
             alone = attention.attend(query, attention.project_kv(key), place, None)
             assert_same(alone, out[None, : query.shape[1]])
+            at = None if place is None else place.double()
+            _, weights = StatisticsAccumulator(attention).attend(query[0].double(), key[0].double(), at, None)
+            values = attention.linear_v(key[0]).unflatten(-1, (4, -1)).transpose(0, 1)
+            counted = attention.linear_out((weights.float() @ values).transpose(0, 1).flatten(-2))
+            assert_same(alone, counted[None])
 
 
 def test_distillation_compares_the_frames_of_blocks_without_copies():

@@ -124,7 +124,7 @@ class StatisticsAccumulator:
             p = heads("linear_pos", position[0].double())
             away = (q + w["pos_bias_v"].unsqueeze(1)) @ p.transpose(1, 2)
             q = q + w["pos_bias_u"].unsqueeze(1)
-            scores = (q @ k.transpose(1, 2) + relative_shift(away, len(x), len(x) - 1)) * scale
+            scores = (q @ k.transpose(1, 2) + relative_shift(away, len(x), q.shape[1] - 1)) * scale
         if mask is not None:
             scores = scores.masked_fill(~mask[0].bool(), -math.inf)
         return q, scores.softmax(-1)
